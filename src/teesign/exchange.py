@@ -1,0 +1,326 @@
+"""One request, its response, and the signature over both.
+
+Theory of operation. An `Exchange` is a state machine without I/O that a gateway feeds with the bytes of one request
+and one response. It returns the bytes that may go to the client and, at the moment the response is whole, sets
+`signed`. The states follow each other in one direction:
+
+    REQUEST --start_response--> JSON or EVENT_STREAM or RAW --the response is whole--> SIGNED
+                           \\--> UNSIGNED (not 2xx)          \\--ended too early------> UNSIGNED
+
+How the response is handled follows from its head alone:
+
+    JSON          collected until it is whole, since its id may be its last member. An object without `id` gets one,
+                  spliced in as its first member; no other byte changes. A body that turns out not to be an object is
+                  handled as RAW from its first byte on.
+    EVENT_STREAM  passes through `EventStreamScanner`, which finds the id and holds back the terminator.
+    RAW           passes through; whole when its declared length has been reached or its framing has ended.
+    UNSIGNED      passes through.
+
+The rule for callers: when `signed` has become set, store it BEFORE forwarding the bytes that the same call returned.
+Then whoever has read the response to its end finds its signature. And: bytes that were not returned by an exchange
+must never reach the client. Dropping an exchange half-way leaves no trace, and that is what to do when the client goes
+away or the response breaks off; `end_response` is only for a body that ended where its framing said it would.
+
+For any way of cutting a response into chunks, the bytes out and what is signed are the same, and the SHA-256 of the
+bytes out is the response digest in the signed text.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from .errors import UsageError
+from .identifiers import MAX_STORED_ID, read_id
+from .signing import SignedChat, SigningPair, TextVersion, signed_text
+from .sse import EventStreamScanner
+
+__all__ = ["Exchange", "SignedExchange"]
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_JSON_SPACE: Final = b" \t\n\r"
+
+
+class SignedExchange(msgspec.Struct, frozen=True):
+    """The outcome of a whole exchange.
+
+    Attributes:
+        chat: the text and its signatures.
+        ids: what the chat answers to: the fresh random id first, then the id inside the body, if it has one that may
+            be stored. A store must never let a later exchange take over the second.
+    """
+
+    chat: SignedChat
+    ids: tuple[str, ...]
+
+
+class _State(enum.Enum):
+    REQUEST = enum.auto()
+    JSON = enum.auto()
+    EVENT_STREAM = enum.auto()
+    RAW = enum.auto()
+    SIGNED = enum.auto()
+    UNSIGNED = enum.auto()
+
+
+class Exchange:
+    """Hash one request and one response byte for byte, and sign the pair when the response is whole.
+
+    Args:
+        pair: the keys to sign with.
+        id_prefix: what an inserted id starts with, without the dash: "chatcmpl".
+        random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
+        target: the raw request target, `path` or `path?query`, which stands for the body of a request without one.
+        text_version: the form of the signed text, see `teesign.signing.signed_text`.
+        model: the model's name, for text version "v2".
+
+    Attributes:
+        signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
+        signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed.
+    """
+
+    __slots__ = (
+        "_collected",
+        "_declared",
+        "_id_prefix",
+        "_is_object",
+        "_model",
+        "_pair",
+        "_random",
+        "_remaining",
+        "_request",
+        "_request_digest",
+        "_request_is_empty",
+        "_response",
+        "_scanner",
+        "_state",
+        "_target",
+        "_text_version",
+        "signature_id",
+        "signed",
+    )
+
+    def __init__(
+        self,
+        pair: SigningPair,
+        *,
+        id_prefix: str,
+        random: Callable[[int], bytes],
+        target: bytes = b"",
+        text_version: TextVersion = "v1",
+        model: str = "",
+    ) -> None:
+        self._pair = pair
+        self._id_prefix = id_prefix
+        self._random = random
+        self._target = target
+        self._text_version: TextVersion = text_version
+        self._model = model
+        self._state = _State.REQUEST
+        self._request = sha256()
+        self._request_is_empty = True
+        self._request_digest: str | None = None
+        self._response = sha256()
+        self._declared: int | None = None  # how long the backend says that the body is
+        self._remaining: int | None = None  # how much of that is still to come, for RAW
+        self._collected: list[bytes] = []
+        self._is_object = False  # the JSON body's first character is {
+        self._scanner: EventStreamScanner | None = None
+        self.signature_id: Final = f"sig-{random(16).hex()}"
+        self.signed: SignedExchange | None = None
+
+    def __repr__(self) -> str:
+        return f"Exchange({self.signature_id}, {self._state.name})"
+
+    def receive_request(self, chunk: bytes) -> None:
+        """Hash the next bytes of the request's body, as the client sent them.
+
+        Raises:
+            UsageError: `out_of_order` after the response's head.
+        """
+        self._expect(_State.REQUEST)
+        if chunk:
+            self._request_is_empty = False
+            self._request.update(chunk)
+
+    def replace_request_digest(self, digest: str) -> None:
+        """Sign this digest instead of the computed one, for gateways behind one that re-serialises requests.
+
+        Never pass on what an untrusted client says: it would choose what is signed.
+
+        Args:
+            digest: 64 hex digits of either case.
+
+        Raises:
+            UsageError: `bad_digest` if it is something else.
+        """
+        if not _DIGEST.fullmatch(digest.lower()):
+            raise UsageError("A request digest is 64 hex digits.", code="bad_digest")
+        self._request_digest = digest.lower()
+
+    def start_response(
+        self,
+        status: int,
+        content_type: str | None = None,
+        *,
+        content_encoding: str | None = None,
+        content_length: int | None = None,
+    ) -> None:
+        """Take the head of the response, and decide how its body is handled.
+
+        Args:
+            status: the status code; only 200 to 299 are signed.
+            content_type: the header's value, or None without one.
+            content_encoding: likewise. An encoded body is not looked into: it is signed as the bytes it is.
+            content_length: how many bytes the body will have, where its framing says so. A RAW body is then signed
+                with its last byte instead of after it, and not at all if it is longer or shorter.
+
+        Raises:
+            UsageError: `out_of_order` if called twice.
+        """
+        self._expect(_State.REQUEST)
+        if not 200 <= status <= 299:
+            self._state = _State.UNSIGNED
+            return
+        self._declared = content_length
+        media_type = (content_type or "").partition(";")[0].strip().lower()
+        if (content_encoding or "identity").strip().lower() != "identity":
+            self._start_raw()
+        elif media_type == "text/event-stream":
+            self._state = _State.EVENT_STREAM
+            self._scanner = EventStreamScanner()
+        elif media_type == "application/json" or media_type.endswith("+json"):
+            self._state = _State.JSON
+        else:
+            self._start_raw()
+
+    @property
+    def collects(self) -> bool:
+        """Whether the body is being collected, so that its length and its id are known before its first byte goes.
+
+        May change from true to false when the first bytes show that the body is no JSON object.
+        """
+        return self._state is _State.JSON
+
+    @property
+    def whole(self) -> bool:
+        """Whether the response has been signed: any byte that the backend still sends is not part of it."""
+        return self._state is _State.SIGNED
+
+    def receive_response(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the response's body and return those that may go to the client now.
+
+        When this sets `signed`, store that before forwarding what was returned.
+
+        Raises:
+            UsageError: `out_of_order` before the response's head.
+        """
+        match self._state:
+            case _State.EVENT_STREAM:
+                assert self._scanner is not None
+                out = self._scanner.feed(chunk)
+                self._response.update(out)
+                if self._scanner.complete:
+                    self._sign(self._scanner.event_id)
+                return out
+            case _State.RAW:
+                return self._receive_raw(chunk)
+            case _State.JSON:
+                return self._collect(chunk)
+            case _State.UNSIGNED:
+                return chunk
+            case _State.SIGNED:
+                return b""
+        raise UsageError("The response's head must come before its body.", code="out_of_order")
+
+    def end_response(self) -> bytes:
+        """Say that the body ended as its framing declared, and return the rest of what may go to the client.
+
+        When this sets `signed`, store that before forwarding what was returned. Do not call it for a response that
+        broke off.
+
+        Raises:
+            UsageError: `out_of_order` before the response's head.
+        """
+        out = b""
+        match self._state:
+            case _State.REQUEST:
+                raise UsageError("The response's head must come before its end.", code="out_of_order")
+            case _State.EVENT_STREAM:
+                assert self._scanner is not None
+                out = self._scanner.close()
+                self._response.update(out)
+                if self._scanner.complete:
+                    self._sign(self._scanner.event_id)
+                else:
+                    self._state = _State.UNSIGNED
+            case _State.RAW if self._remaining:
+                self._state = _State.UNSIGNED
+            case _State.RAW:
+                self._sign(None)
+            case _State.JSON:
+                out, chat_id = self._with_id(b"".join(self._collected))
+                self._collected.clear()
+                self._response.update(out)
+                self._sign(chat_id)
+        return out
+
+    def _start_raw(self) -> None:
+        self._state = _State.RAW
+        self._remaining = self._declared
+
+    def _collect(self, chunk: bytes) -> bytes:
+        """Keep a piece of a JSON body; or, when it turns out to open with something else than `{`, hand it all out."""
+        self._collected.append(chunk)
+        if not self._is_object:
+            start = b"".join(self._collected)
+            first = start.lstrip(_JSON_SPACE)[:1]
+            self._is_object = first == b"{"
+            if first and not self._is_object:
+                self._collected.clear()
+                self._start_raw()
+                return self._receive_raw(start)
+        return b""
+
+    def _receive_raw(self, chunk: bytes) -> bytes:
+        self._response.update(chunk)
+        if self._remaining is not None:
+            self._remaining -= len(chunk)
+            if self._remaining < 0:
+                self._state = _State.UNSIGNED
+            elif not self._remaining:
+                self._sign(None)
+        return chunk
+
+    def _with_id(self, document: bytes) -> tuple[bytes, str | None]:
+        """Return the document, with an id spliced in if it is an object without one, and the id."""
+        found = read_id(document)
+        if found is None or found.present:
+            return document, found and found.value
+        chat_id = f"{self._id_prefix}-{self._random(12).hex()}"
+        opening = document.index(b"{") + 1
+        separator = b"" if document[opening:].lstrip(_JSON_SPACE).startswith(b"}") else b","
+        member = f'"id":"{chat_id}"'.encode() + separator
+        return document[:opening] + member + document[opening:], chat_id
+
+    def _sign(self, chat_id: str | None) -> None:
+        digest = self._request_digest
+        if digest is None:
+            digest = (sha256(self._target) if self._request_is_empty else self._request).hexdigest()
+        text = signed_text(digest, self._response.hexdigest(), version=self._text_version, model=self._model)
+        storable = chat_id is not None and len(chat_id) <= MAX_STORED_ID
+        ids = (self.signature_id, chat_id) if chat_id is not None and storable else (self.signature_id,)
+        self.signed = SignedExchange(self._pair.sign(text), ids)
+        self._state = _State.SIGNED
+
+    def _expect(self, state: _State) -> None:
+        if self._state is not state:
+            raise UsageError(
+                f"This call belongs to the state {state.name}; the exchange is in {self._state.name}.",
+                code="out_of_order",
+            )

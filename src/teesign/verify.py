@@ -1,0 +1,98 @@
+"""Checks for the far end: each raises a `VerificationError`, or returns what it has verified.
+
+There is no check that returns a bool: a result that can be ignored will be.
+"""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+
+import msgspec
+
+from .attestation import report_data
+from .errors import VerificationError
+from .quote import TdxQuote
+from .signing import Identity, SignedChat, recover_ecdsa_address, verify_ed25519
+
+__all__ = ["VerifiedExchange", "verify_exchange", "verify_report_data"]
+
+
+class VerifiedExchange(msgspec.Struct, frozen=True):
+    """What `verify_exchange` has established: these bytes in, those bytes out, signed by both of these keys.
+
+    Attributes:
+        request_sha256: digest of the request, hex.
+        response_sha256: digest of the response, hex.
+        signing_address_ecdsa: the address that the ECDSA signature recovers to.
+        signing_address_ed25519: the key that made the Ed25519 signature.
+        model: the model's name, where the signed text has one.
+    """
+
+    request_sha256: str
+    response_sha256: str
+    signing_address_ecdsa: str
+    signing_address_ed25519: str
+    model: str | None
+
+
+def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> VerifiedExchange:
+    """Check a signed chat against the exact bytes that were sent and received.
+
+    1. The request's SHA-256 is the text's.
+    2. The response's SHA-256 is the text's.
+    3. The ECDSA signature of the text recovers to the address beside it (compared without case).
+    4. The Ed25519 signature of the text is that of the key beside it.
+
+    What it does NOT establish: whose keys these are. For that, attest the server, and compare the addresses returned
+    here with the attested ones.
+
+    Args:
+        request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`).
+        response: the body as it was received, after HTTP framing is removed.
+        chat: text, signatures and addresses as the signature endpoint returned them.
+
+    Raises:
+        VerificationError: `bad_text`, `request_hash_mismatch`, `response_hash_mismatch`, `ecdsa_unrecoverable`,
+            `ecdsa_mismatch` or `ed25519_mismatch`.
+        MalformedError: `bad_signature` or `bad_address` if a value is not even well-formed.
+    """
+    *model, request_sha256, response_sha256 = chat.text.rsplit(":", 2) if ":" in chat.text else ("", "")
+    if len(request_sha256) != 64 or len(response_sha256) != 64:
+        raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
+    for name, body, digest in (("request", request, request_sha256), ("response", response, response_sha256)):
+        if not hmac.compare_digest(sha256(body).hexdigest().encode(), digest.encode()):
+            raise VerificationError(
+                f"The SHA-256 of the {name} is not the one that was signed.", code=f"{name}_hash_mismatch"
+            )
+    recovered = recover_ecdsa_address(chat.text, chat.signature_ecdsa)
+    if recovered.lower() != chat.signing_address_ecdsa.lower():
+        raise VerificationError(
+            f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
+        )
+    verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
+    return VerifiedExchange(
+        request_sha256, response_sha256, recovered, chat.signing_address_ed25519, model[0] if model else None
+    )
+
+
+def verify_report_data(
+    quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None
+) -> bytes:
+    """Check that a quote's report data binds this key, this nonce and, where given, this TLS key.
+
+    What it does NOT establish: that the quote is genuine. Verify its signature for that.
+
+    Returns:
+        The report data, 64 bytes.
+
+    Raises:
+        VerificationError: `report_data_mismatch`.
+    """
+    expected = report_data(identity.address_bytes, nonce, spki_sha256)
+    if not hmac.compare_digest(quote.report_data, expected):
+        raise VerificationError(
+            "The quote's report data is not that of this signing address, nonce and TLS key.",
+            code="report_data_mismatch",
+        )
+    return expected
