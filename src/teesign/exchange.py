@@ -81,6 +81,8 @@ class Exchange:
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
+        keeps_length: whether the body is delivered in the length that the backend declared for it. Known from the first
+            byte handed out.
         signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed.
     """
 
@@ -101,6 +103,7 @@ class Exchange:
         "_state",
         "_target",
         "_text_version",
+        "keeps_length",
         "signature_id",
         "signed",
     )
@@ -132,6 +135,7 @@ class Exchange:
         self._is_object = False  # the JSON body's first character is {
         self._scanner: EventStreamScanner | None = None
         self.signature_id: Final = f"sig-{random(16).hex()}"
+        self.keeps_length = False
         self.signed: SignedExchange | None = None
 
     def __repr__(self) -> str:
@@ -186,6 +190,7 @@ class Exchange:
         self._expect(_State.REQUEST)
         if not 200 <= status <= 299:
             self._state = _State.UNSIGNED
+            self.keeps_length = True
             return
         self._declared = content_length
         media_type = (content_type or "").partition(";")[0].strip().lower()
@@ -198,19 +203,6 @@ class Exchange:
             self._state = _State.JSON
         else:
             self._start_raw()
-
-    @property
-    def collects(self) -> bool:
-        """Whether the body is being collected, so that its length and its id are known before its first byte goes.
-
-        May change from true to false when the first bytes show that the body is no JSON object.
-        """
-        return self._state is _State.JSON
-
-    @property
-    def whole(self) -> bool:
-        """Whether the response has been signed: any byte that the backend still sends is not part of it."""
-        return self._state is _State.SIGNED
 
     def receive_response(self, chunk: bytes) -> bytes:
         """Take the next bytes of the response's body and return those that may go to the client now.
@@ -273,6 +265,7 @@ class Exchange:
     def _start_raw(self) -> None:
         self._state = _State.RAW
         self._remaining = self._declared
+        self.keeps_length = True
 
     def _collect(self, chunk: bytes) -> bytes:
         """Keep a piece of a JSON body; or, when it turns out to open with something else than `{`, hand it all out."""

@@ -1,0 +1,384 @@
+"""The ASGI callable: start and stop, the order of checks, dispatch, and what errors become.
+
+Each request goes through the same steps, in the order that the wire contract gives: is it one of our own coming back,
+which endpoint is it, has the client any requests left, is its token good, is its body declared too large. Then the
+endpoint's handler answers. Whatever it raises becomes an error response, or, if the response has started already, the
+end of the connection.
+
+The app starts with the server's lifespan. Frameworks that mount it do not always pass that on, so the first request
+starts it too; `App.start` and `App.aclose` do the same by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, cast
+
+import anyio
+import httpcore
+import msgspec
+
+from teesign import SignatureCache, SignatureStore, SigningAlgorithm, SigningPair, TeesignError, __version__
+from teesign.sources import Sources
+
+from .attestor import Attestor
+from .certificate import BoundCertificate, CertificateError
+from .errors import (
+    BackendError,
+    ClientDisconnectedError,
+    HttpError,
+    StartError,
+    bad_request,
+    not_found,
+    rate_limited,
+    server_error,
+    unauthorized,
+)
+from .guards import BearerCheck, RateLimiter
+from .http import Reply, Request, decode_path_segment
+from .observe import METRICS_CONTENT_TYPE, Metrics, describe_exception, log_event, loggable_path
+from .relay import Outcome, Relay
+from .routes import CATCH_ALL, ENDPOINTS, Endpoint, Handling, body_limit, check_backend_path, find_endpoint
+from .settings import Settings
+from .sources import default_sources, load_keys
+from .store import Store
+from .types import Receive, Scope, Send
+from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
+
+__all__ = ["App"]
+
+_ALGORITHMS: Final = ("ecdsa", "ed25519")
+_HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+class App:
+    """The signing proxy, as an ASGI 3 application.
+
+    Args:
+        settings: what the operator chose.
+        pair: the keys to sign with; from the sources, or random ones in development, when left out.
+        cache: where signatures are kept: a `SignatureCache`, or any store with `put` and `get` coroutines.
+        upstream: what carries requests to the backend: anything with httpcore's asynchronous request interface. Its
+            connection pool when left out. One that is passed in is not closed by the app.
+        sources: where keys, quotes and GPU evidence come from; chosen by the settings when left out.
+        clock: returns seconds that never go backwards.
+        random: returns that many unpredictable bytes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        pair: SigningPair | None = None,
+        cache: SignatureCache | SignatureStore | None = None,
+        upstream: AsyncRequestInterface | None = None,
+        sources: Sources | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.settings: Final = settings
+        self._pair = pair
+        self._given_sources: Final = sources
+        self._given_upstream: Final = upstream
+        self._clock: Final = clock
+        self._random: Final = random
+        self._instance: Final = f"teesign-{random(8).hex()}"
+        self._guard: Final = BearerCheck(settings.tokens)
+        self._limiter: Final = RateLimiter(
+            per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst, clock=clock
+        )
+        if cache is None:
+            cache = SignatureCache(
+                ttl=settings.signature_ttl, max_entries=settings.signature_cache_max_entries, clock=clock
+            )
+        self._store: Final = Store(cache, settings.model_name)
+        self.metrics: Final = Metrics(lambda: self._store.entries() or 0)
+        self._limits: Final = {endpoint: body_limit(endpoint, settings) for endpoint in (*ENDPOINTS, CATCH_ALL)}
+        self._backend_url: Final = httpcore.URL(settings.backend_url)
+        self._urls: Final = {endpoint: _backend_url(endpoint, settings) for endpoint in ENDPOINTS}
+        self._starting: anyio.Lock | None = None
+        self._pool: httpcore.AsyncConnectionPool | None = None
+        self._sources: Sources | None = None
+        self._relay: Relay | None = None
+        self._attestor: Attestor | None = None
+        self._handlers: Final[Mapping[Handling, Callable[[Request, Reply, Outcome], Awaitable[None]]]] = {
+            Handling.HELLO: self._answer_hello,
+            Handling.VERSION: self._answer_version,
+            Handling.METRICS: self._answer_metrics,
+            Handling.SIGNATURE: self._answer_signature,
+            Handling.ATTESTATION: self._answer_attestation,
+        }
+
+    def __repr__(self) -> str:
+        return f"App({self.settings!r})"
+
+    @property
+    def pair(self) -> SigningPair:
+        """The keys that responses are signed with.
+
+        Raises:
+            StartError: before the app has started, if they were not passed in.
+        """
+        if self._pair is None:
+            raise StartError("The keys are not there before the app has started.")
+        return self._pair
+
+    async def start(self) -> None:
+        """Get the keys and the sources ready. Does nothing the second time.
+
+        Raises:
+            StartError: if the keys cannot be had. The app can be started again.
+        """
+        if self._starting is None:
+            self._starting = anyio.Lock()
+        async with self._starting:
+            if self._attestor is None:
+                await self._start()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._sources = self._given_sources or default_sources(settings)
+        if self._pair is None:
+            self._pair = await load_keys(settings, self._sources, self._random)
+        upstream = self._given_upstream
+        if upstream is None:
+            upstream = self._pool = default_pool(settings.max_keepalive)
+        self._relay = Relay(
+            Backend(upstream, silence=settings.backend_timeout, clock=self._clock),
+            self._pair,
+            self._store,
+            random=self._random,
+            text_version=settings.signed_text,
+            model=settings.model_name,
+            trust_request_hash=settings.trust_request_hash,
+            via=f"1.1 {self._instance}".encode(),
+        )
+        self._attestor = Attestor(
+            self._pair,
+            self._sources,
+            model=settings.model_name,
+            certificate=BoundCertificate(settings.tls_cert_path) if settings.tls_cert_path else None,
+            cache_ttl=settings.attestation_cache_ttl,
+            clock=self._clock,
+            random=self._random,
+            on_failure=self._note_attestation_failure,
+        )
+        for warning in settings.warnings():
+            log_event(logging.WARNING, warning)
+        log_event(
+            logging.INFO,
+            "teesign is ready",
+            version=__version__,
+            ecdsa=self._pair.ecdsa.identity.address,
+            ed25519=self._pair.ed25519.identity.address,
+            backend=settings.backend_url,
+        )
+
+    async def aclose(self) -> None:
+        """Close the backend's connections and give the sources back. The app can be started again."""
+        pool, self._pool = self._pool, None
+        sources, self._sources = self._sources, None
+        self._relay = self._attestor = None
+        if pool is not None:
+            await pool.aclose()
+        if sources is not None and self._given_sources is None:
+            await sources.gpus.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection, as ASGI 3 defines it. WebSockets are refused."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.start()
+        except StartError as error:
+            log_event(logging.ERROR, str(error))
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = self._clock()
+        request = Request(scope, receive, self._random, self.settings.trusted_proxy_hops)
+        reply = Reply(send, request.request_id, request.method)
+        outcome = Outcome()
+        endpoint = CATCH_ALL
+        try:
+            self._refuse_own_requests(request)
+            endpoint = find_endpoint(request.method, request.path, request.raw_path)
+            self._check(request, endpoint)
+            await self._answer(request, reply, endpoint, outcome)
+        except HttpError as error:
+            await reply.error(error)
+        except ClientDisconnectedError:
+            outcome.client_gone = True
+        except BackendError as error:
+            outcome.broken = error.kind
+            # A response that has started is broken off by returning without its last body message.
+            if not reply.status:
+                await reply.error(server_error())
+        except StartError as error:
+            log_event(logging.ERROR, str(error))
+            await reply.error(server_error())
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
+            log_event(
+                logging.ERROR,
+                "unexpected error",
+                request_id=request.request_id.decode(),
+                **describe_exception(error),
+            )
+            if not reply.status:
+                await reply.error(server_error())
+        finally:
+            self._note(request, reply, endpoint, outcome, self._clock() - begun)
+
+    def _refuse_own_requests(self, request: Request) -> None:
+        via = b",".join(request.header_values(b"via"))
+        if self._instance.encode() in via:
+            log_event(
+                logging.ERROR,
+                "a request came back to the proxy that sent it: VLLM_BASE_URL points at this proxy",
+                request_id=request.request_id.decode(),
+            )
+            raise server_error()
+
+    def _check(self, request: Request, endpoint: Endpoint) -> None:
+        """Apply the checks that need no body, in the contract's order."""
+        if endpoint.rate_limited:
+            retry_after = self._limiter.take(request.client_ip)
+            if retry_after:
+                raise rate_limited(retry_after)
+        public = endpoint.handling is Handling.ATTESTATION and self.settings.public_attestation
+        if endpoint.auth and not public and not self._guard.accepts(request.header(b"authorization")):
+            raise unauthorized()
+        request.check_size(self._limits[endpoint])
+
+    async def _answer(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome) -> None:
+        if self._attestor is None:
+            await self.start()
+        handler = self._handlers.get(endpoint.handling)
+        if handler is not None:
+            await handler(request, reply, outcome)
+            return
+        assert self._relay is not None
+        if endpoint.handling is Handling.RELAY_ANYTHING:
+            check_backend_path(request.raw_path, allow_administrative=self.settings.allow_backend_admin)
+            url = join_url(self._backend_url, request.raw_path, request.query)
+        else:
+            url = join_url(self._urls[endpoint], query=request.query)
+        with self.metrics.open_streams.track_inprogress():
+            await self._relay.run(request, reply, endpoint, url, self._limits[endpoint], outcome)
+
+    async def _answer_hello(self, _: Request, reply: Reply, __: Outcome) -> None:
+        await reply.json({})
+
+    async def _answer_version(self, _: Request, reply: Reply, __: Outcome) -> None:
+        await reply.json({"version": __version__, "type": "proxy"})
+
+    async def _answer_metrics(self, _: Request, reply: Reply, __: Outcome) -> None:
+        await reply.whole(200, [(b"content-type", METRICS_CONTENT_TYPE)], self.metrics.render())
+
+    async def _answer_signature(self, request: Request, reply: Reply, _: Outcome) -> None:
+        algorithm = _algorithm(request.parameters())
+        chat = await self._store.get(decode_path_segment(request.raw_path.rpartition(b"/")[2]))
+        self.metrics.lookups.labels("hit" if chat is not None else "miss").inc()
+        if chat is None:
+            raise not_found("Chat id not found or expired")
+        fields = msgspec.structs.asdict(chat)
+        await reply.json(
+            {
+                "text": chat.text,
+                "signature": fields[f"signature_{algorithm}"],
+                "signing_address": fields[f"signing_address_{algorithm}"],
+                "signing_algo": algorithm,
+                **fields,
+            }
+        )
+
+    async def _answer_attestation(self, request: Request, reply: Reply, _: Outcome) -> None:
+        assert self._attestor is not None
+        parameters = request.parameters()
+        algorithm = _algorithm(parameters)
+        nonce = _nonce(parameters.get("nonce"))
+        bind_certificate = _flag(parameters, "include_tls_fingerprint")
+        if bind_certificate and not self._attestor.can_bind_certificate:
+            raise bad_request("include_tls_fingerprint needs TLS_CERT_PATH, which this server does not have")
+        address = parameters.get("signing_address")
+        if address is not None and not self.pair.identity(algorithm).matches(address):
+            raise not_found("Signing address not found on this server")
+        report = await self._attestor.report(algorithm, nonce, bind_certificate=bind_certificate)
+        await reply.whole(200, [(b"content-type", b"application/json")], report)
+
+    def _note_attestation_failure(self, error: Exception) -> None:
+        self.metrics.attestation_failures.inc()
+        # The message of an error of our own says which part failed and why, and quotes nothing; others might.
+        cause = {"cause": str(error)} if isinstance(error, TeesignError | CertificateError) else describe_exception(error)
+        log_event(logging.ERROR, "an attestation report could not be collected", **cause)
+
+    def _note(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome, duration: float) -> None:
+        label, metrics = endpoint.label, self.metrics
+        metrics.requests.labels(label, str(reply.status)).inc()
+        metrics.duration.labels(label).observe(duration)
+        metrics.request_bytes.labels(label).inc(request.body_size)
+        metrics.response_bytes.labels(label).inc(reply.body_size)
+        if outcome.signed:
+            metrics.signatures.labels(label).inc()
+        if outcome.client_gone:
+            metrics.disconnects.labels(label).inc()
+        if outcome.broken:
+            metrics.backend_errors.labels(outcome.broken).inc()
+        log_event(
+            logging.INFO if reply.status < 500 and not outcome.broken else logging.WARNING,
+            "request",
+            request_id=request.request_id.decode(),
+            method=request.method if request.method.isalpha() and len(request.method) <= 16 else "?",
+            path=loggable_path(request.raw_path) if endpoint is CATCH_ALL else label,
+            status=reply.status,
+            ms=round(duration * 1000, 1),
+            received=request.body_size,
+            sent=reply.body_size,
+            **outcome.fields(),
+        )
+
+
+def _backend_url(endpoint: Endpoint, settings: Settings) -> httpcore.URL:
+    whole: str | None = getattr(settings, endpoint.backend_url) if endpoint.backend_url else None
+    return httpcore.URL(whole or settings.backend_url + (endpoint.backend_path or endpoint.path))
+
+
+def _algorithm(parameters: Mapping[str, str]) -> SigningAlgorithm:
+    algorithm = parameters.get("signing_algo", "ecdsa")
+    if algorithm not in _ALGORITHMS:
+        raise bad_request("Invalid signing algorithm. Must be 'ed25519' or 'ecdsa'")
+    return cast(SigningAlgorithm, algorithm)
+
+
+def _nonce(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    if not _HEX_DIGITS.issuperset(text) or len(text) % 2:
+        raise bad_request("Nonce must be hex-encoded")
+    if len(text) != 64:
+        raise bad_request("Nonce must be 32 bytes")
+    return bytes.fromhex(text)
+
+
+def _flag(parameters: Mapping[str, str], name: str) -> bool:
+    value = parameters.get(name, "").lower()
+    if value not in (*_TRUE, *_FALSE):
+        raise bad_request(f"{name} must be true or false")
+    return value in _TRUE

@@ -1,0 +1,117 @@
+"""JSON request bodies: the check that they are what they claim, and the one change the backend needs.
+
+A body is never decoded as a whole: msgspec checks its syntax and skips over everything, so that a body made to be
+expensive costs no more than one of its size.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import secrets
+from itertools import count
+from typing import Final
+
+import msgspec
+
+from .errors import bad_request
+
+__all__ = ["check_json_object", "without_empty_tool_calls"]
+
+_UTF8_STEP: Final = 1 << 20
+_EMPTY_TOOL_CALLS: Final = re.compile(rb'"tool_calls"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\]')
+_SPACE: Final = b" \t\r\n"
+_COMMA: Final = re.compile(rb"[ \t\r\n]*,")
+_COMMA_BYTE: Final = 0x2C
+
+
+class _AnyObject(msgspec.Struct):
+    """No members are declared, so all are skipped."""
+
+
+class _Message(msgspec.Struct, gc=False):
+    tool_calls: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Chat(msgspec.Struct):
+    messages: list[_Message] = []
+
+
+_objects: Final = msgspec.json.Decoder(_AnyObject)
+_chats: Final = msgspec.json.Decoder(_Chat)
+
+
+def check_json_object(body: bytes) -> None:
+    """Refuse a body that is not a JSON object (RFC 8259) in UTF-8.
+
+    Raises:
+        HttpError: 400; the message says what is wrong and where, and quotes none of the body.
+    """
+    if not body.strip(_SPACE):
+        raise bad_request("The request body is empty; it must be a JSON object")
+    try:
+        _objects.decode(body)
+    except msgspec.ValidationError as error:
+        raise bad_request(f"The request body must be a JSON object: {error}") from None
+    except RecursionError:
+        raise bad_request("The request body is not acceptable JSON: it is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise bad_request(f"The request body is not valid JSON: {error}") from None
+    _check_utf8(body)
+
+
+def _check_utf8(body: bytes) -> None:
+    """Refuse bytes that are not UTF-8; in steps, so that a large body is not held a second time as text."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _UTF8_STEP):
+        carried = len(decoder.getstate()[0])
+        try:
+            decoder.decode(body[start : start + _UTF8_STEP], final=start + _UTF8_STEP >= len(body))
+        except UnicodeDecodeError as error:
+            # Not chained: the exception holds the body.
+            position = start - carried + error.start
+            raise bad_request(f"The request body is not valid UTF-8 (byte {position})") from None
+
+
+def without_empty_tool_calls(body: bytes) -> bytes:
+    """Return the body without the `tool_calls` of messages where that is an empty list, which vLLM rejects.
+
+    Every other byte stays. Members of that name elsewhere, or inside of strings, are not touched.
+
+    Args:
+        body: a JSON object that has passed `check_json_object`.
+    """
+    candidates = list(_EMPTY_TOOL_CALLS.finditer(body))
+    if not candidates:
+        return body
+    # Which candidates are members of messages is for a JSON parser to say: each empty list gets its number as an
+    # element in a copy, and the numbers that turn up where messages have their tool calls are the ones meant.
+    # They start at random, so that no list of numbers in the body can be taken for one of them.
+    first = secrets.randbits(62)
+    numbers = count(first)
+    numbered = _EMPTY_TOOL_CALLS.sub(lambda _: b'"tool_calls":[%d]' % next(numbers), body)
+    try:
+        messages = _chats.decode(numbered).messages
+    except msgspec.MsgspecError:
+        return body  # the messages are not a list of objects: the backend will say so
+    meant = {bytes(message.tool_calls) for message in messages if message.tool_calls is not msgspec.UNSET}
+    pieces, position = [], 0
+    for number, candidate in enumerate(candidates, first):
+        if b"[%d]" % number in meant:
+            start, end = _with_one_comma(body, candidate.start(), candidate.end())
+            pieces.append(body[position:start])
+            position = end
+    return b"".join([*pieces, body[position:]])
+
+
+def _with_one_comma(body: bytes, start: int, end: int) -> tuple[int, int]:
+    """Widen the span of an object's member by the comma that goes with it: the one after it, or else the one before."""
+    comma = _COMMA.match(body, end)
+    if comma:
+        return start, comma.end()
+    before = start - 1
+    while body[before] in _SPACE:
+        before -= 1
+    return (before if body[before] == _COMMA_BYTE else start), end

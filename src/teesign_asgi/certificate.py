@@ -1,0 +1,69 @@
+"""The TLS certificate that reports can bind: the SHA-256 of its subject public key info (SPKI, RFC 5280 section 4.1.2.7).
+
+The file is read again when it has changed, because certificates are renewed under running servers.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from .errors import ProxyError
+
+__all__ = ["BoundCertificate", "CertificateError", "spki_sha256"]
+
+
+class CertificateError(ProxyError):
+    """The certificate file cannot be read, or holds no certificate."""
+
+
+class BoundCertificate:
+    """The certificate in a PEM file; of several the first, which is the server's own.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path: Final = path
+        self._known: tuple[tuple[int, int, int], bytes] | None = None
+
+    async def spki_sha256(self) -> bytes:
+        """Return the hash of the current certificate's public key, 32 bytes.
+
+        Raises:
+            CertificateError: if there is none in the file.
+        """
+        return await anyio.to_thread.run_sync(self._read)
+
+    def _read(self) -> bytes:
+        try:
+            status = self._path.stat()
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if self._known is None or self._known[0] != version:
+                self._known = (version, spki_sha256(self._path.read_bytes()))
+        except OSError as error:
+            raise CertificateError(f"The file at TLS_CERT_PATH cannot be read ({type(error).__name__})") from error
+        return self._known[1]
+
+
+def spki_sha256(pem: bytes) -> bytes:
+    """Return SHA-256 of the subject public key info of the first certificate in a PEM text, 32 bytes.
+
+    What it does NOT establish: that the certificate is valid, or that anything serves it.
+
+    Raises:
+        CertificateError: if there is no readable one.
+    """
+    # Loading it takes longer than the rest of the start, and few deployments bind a certificate.
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        public_key = load_pem_x509_certificate(pem).public_key()
+    except ValueError as error:
+        raise CertificateError("The file at TLS_CERT_PATH holds no readable PEM certificate") from error
+    return sha256(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()

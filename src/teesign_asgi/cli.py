@@ -1,0 +1,113 @@
+"""The command line: `teesign serve` and `teesign demo`. The only module that imports the server.
+
+`serve` has a flag for each environment variable of the settings table; a flag wins over the variable. Everything that
+is wrong with the configuration is reported before the port is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import click
+from granian.constants import Interfaces
+from granian.log import LogLevels
+from granian.server import Server
+
+from teesign import __version__
+
+from .app import App
+from .errors import SettingsError
+from .logs import configure_logging
+from .settings import VARIABLES, Settings
+
+__all__ = ["teesign"]
+
+_PR_SET_PDEATHSIG: Final = 1
+_MAX_CONNECTIONS: Final = 65_536
+
+_SERVER_LOGGING: Final = {"loggers": {"_granian": {"propagate": True}, "granian.access": {"propagate": True}}}
+"""The server's own log records go the way of all others."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="teesign")
+def teesign() -> None:
+    """Signed and attested answers from language models in trusted execution environments."""
+
+
+def _settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each variable of the settings table."""
+    for variable in reversed(VARIABLES.values()):
+        advice = " Shows in process listings: prefer the variable." if variable.secret else ""
+        flag = "--" + variable.name.lower().replace("_", "-")
+        help_text = f"{variable.help}{advice} [{variable.name}]"
+        command = click.option(flag, variable.name, metavar="VALUE", help=help_text)(command)
+    return command
+
+
+@teesign.command()
+@_settings_flags
+@click.option(
+    "--drain-timeout",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 86_400),
+    help="Seconds that open responses get to finish after SIGTERM.",
+)
+def serve(drain_timeout: int, **flags: str | None) -> None:
+    """Stand in front of a backend, and sign what it answers."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings.from_mapping({**os.environ, **given})
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    configure_logging(settings)
+    server = Server(
+        "teesign",
+        address=settings.listen_host,
+        port=settings.listen_port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        backpressure=_MAX_CONNECTIONS,
+        log_dictconfig=_SERVER_LOGGING,
+        log_level=LogLevels.warning,
+        workers_kill_timeout=drain_timeout,
+    )
+    try:
+        server.serve(target_loader=partial(_load, settings, os.getpid()), wrap_loader=False)
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {settings.listen_host} port {settings.listen_port}: {error.strerror or error}. "
+            "Choose another with LISTEN_HOST and LISTEN_PORT"
+        ) from error
+
+
+@teesign.command()
+@click.option("--once", is_flag=True, help="End after the checks instead of serving on.")
+@click.option("--port", default=0, help="Port to listen on; any free one by default.")
+def demo(*, once: bool, port: int) -> None:
+    """Show a signed answer and every check of it, with a model that echoes."""
+    from .demo import run_demo
+
+    sys.exit(run_demo(once=once, port=port))
+
+
+def _load(settings: Settings, parent: int) -> Any:
+    """Build the app in the server's worker process."""
+    _end_with_parent(parent)
+    configure_logging(settings)
+    return App(settings)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have this process stop when the one that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            signal.raise_signal(signal.SIGTERM)

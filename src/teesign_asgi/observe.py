@@ -1,0 +1,170 @@
+"""What may be known about a request afterwards: metrics, log lines, and what is kept of a backend's error.
+
+Nothing here ever holds a body, a query, a token or a key. Labels of metrics come from the endpoint table and from
+status codes, never from what a client sent. Of a backend's error message only words of a fixed vocabulary are kept: a
+message may quote what the user wrote in any form, so there is no pattern to search for, but a prompt made of nothing but
+these words gives nothing away.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics", "backend_error_fields", "describe_exception", "log_event"]
+
+logger: Final = logging.getLogger("teesign_asgi")
+
+METRICS_CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+_DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_MAX_LOGGED_WORDS: Final = 40
+_ERROR_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,63}")
+_WORD: Final = re.compile(r"[A-Za-z']+|[^A-Za-z'\s]+")
+
+_VOCABULARY: Final = frozenset(
+    """
+    a above access already an and another api are argument as at authentication authorization available backend bad be
+    because been before below body bytes call cannot capacity chat class client completion completions connection
+    content context could currently does doesn't during empty encoder engine equal error exceed exceeded exceeds
+    exist expected failed feature field file finish finished for format found from gateway greater had has have header
+    however id image implemented in initialized input instead internal invalid is it its json key larger least length
+    less limit list loaded longer longest lora many max maximum message messages method minimum missing model models more
+    must no not number object of on one only or out output outside parameter parse parsing per permission please prefix
+    processing prompt provided queue range rate reached reason received reduce refused request requested requests
+    required response retry role sampling schema server service set should size smaller specified state stopped
+    stream string such support supported template temperature terminated than that the their then there this time
+    timeout to token tokenizer tokens too tool tools type unable unavailable unexpected unknown unprocessable
+    unsupported usage use user validation value values was were when which while with within without you your
+    """.split()
+)
+
+
+class Metrics:
+    """The proxy's own Prometheus metrics, in a registry of their own.
+
+    Args:
+        cache_entries: returns how many signed chats are kept, or None where that is not known (a shared store).
+    """
+
+    def __init__(self, cache_entries: Callable[[], int] | None) -> None:
+        self._registry: Final = CollectorRegistry()
+        counter, histogram, gauge = self._counter, self._histogram, self._gauge
+        self.requests: Final = counter("requests", "Requests answered.", "endpoint", "status")
+        self.duration: Final = histogram("request_duration_seconds", "Time from request to last byte.", "endpoint")
+        self.request_bytes: Final = counter("request_bytes", "Bytes of request bodies received.", "endpoint")
+        self.response_bytes: Final = counter("response_bytes", "Bytes of response bodies sent.", "endpoint")
+        self.signatures: Final = counter("signatures", "Responses signed.", "endpoint")
+        self.lookups: Final = counter("signature_lookups", "Signatures asked for.", "result")
+        self.disconnects: Final = counter("client_disconnects", "Clients gone before the last byte.", "endpoint")
+        self.backend_errors: Final = counter("backend_errors", "Requests without a usable response.", "kind")
+        self.attestation_failures: Final = counter("attestation_failures", "Collections of evidence that failed.")
+        self.open_streams: Final = gauge("open_streams", "Responses being relayed.")
+        if cache_entries is not None:
+            gauge("signature_cache_entries", "Signed chats kept.").set_function(cache_entries)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(name, help_text, labels, namespace="teesign", registry=self._registry)
+
+    def _gauge(self, name: str, help_text: str) -> Gauge:
+        return Gauge(name, help_text, namespace="teesign", registry=self._registry)
+
+    def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return Histogram(name, help_text, labels, namespace="teesign", registry=self._registry, buckets=_DURATIONS)
+
+    def render(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+def log_event(level: int, message: str, **fields: Any) -> None:
+    """Write a log line: a message for people that names its fields, which machines find as attributes of the record.
+
+    Args:
+        level: as in `logging`.
+        message: what happened, without any text from outside.
+        fields: what is known about it. Text among them must come from this program or be a request's path.
+    """
+    if logger.isEnabledFor(level):
+        shown = " ".join(f"{name}={value}" for name, value in fields.items())
+        logger.log(level, "%s %s", message, shown, extra={"event_name": message, "fields": fields})
+
+
+def loggable_path(raw_path: bytes) -> str:
+    """Return a path as it may stand in a log: ASCII without control characters, and not longer than 200 characters."""
+    text = raw_path.decode("latin-1")
+    return "".join(char if "!" <= char <= "~" else f"%{ord(char):02X}" for char in text[:200])
+
+
+def describe_exception(error: BaseException) -> dict[str, str]:
+    """Return what may be logged of an unexpected exception: its type and where it was raised.
+
+    Its message stays out: exceptions quote what they choke on.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+    return {"exception": type(error).__name__, "where": where}
+
+
+def backend_error_fields(body: bytes) -> dict[str, str]:
+    """Return what may be logged of a backend's error body: its type, and its message in words of the vocabulary.
+
+    Args:
+        body: the body, or its beginning; what is not one of the known forms of error gives nothing.
+    """
+    found = read_error(body)
+    if found is None:
+        return {}
+    message, kind = found
+    fields = {"backend_message": redact(message)}
+    if kind is not None and _ERROR_TYPE.fullmatch(kind):
+        fields["backend_type"] = kind
+    return fields
+
+
+def redact(message: str) -> str:
+    """Return a message in which every word outside the vocabulary is replaced by an ellipsis; numbers too."""
+    words: list[str] = []
+    for word in _WORD.findall(message[:4096]):
+        kept = word.lower() if word.lower() in _VOCABULARY else "…"
+        if kept != "…" or words[-1:] != ["…"]:
+            words.append(kept)
+        if len(words) == _MAX_LOGGED_WORDS:
+            break
+    return " ".join(words)
+
+
+def read_error(body: bytes) -> tuple[str, str | None] | None:
+    """Return the message and the type in an error body of the forms `{"error": {…}}` and `{"message", "type"}`.
+
+    Returns:
+        None if it has neither form.
+    """
+    try:
+        document = _error_bodies.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    for candidate in (document.error, document):
+        if isinstance(candidate, _Error | _ErrorBody) and isinstance(candidate.message, str):
+            return candidate.message, candidate.type if isinstance(candidate.type, str) else None
+    return None
+
+
+class _Error(msgspec.Struct):
+    message: Any = None
+    type: Any = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error | str | float | bool | list[Any] | None = None
+    message: Any = None
+    type: Any = None
+
+
+_error_bodies: Final = msgspec.json.Decoder(_ErrorBody)

@@ -1,0 +1,314 @@
+"""Client <-> Exchange <-> backend: one request relayed, its response hashed, signed and delivered.
+
+Theory of operation. A relay runs through these steps, and only forward:
+
+    1. take the body: whole for JSON (it must be checked), as a stream otherwise
+    2. send it to the backend, and wait for the head of the response
+    3. decide from the head: relay as it is, re-wrap an error, or run the body through an `Exchange`
+    4. pass the body on, chunk by chunk; when the exchange is signed, store that BEFORE the bytes it returned go out
+    5. when the client has everything, let the backend finish
+
+From the end of the client's body until the last byte has been handed over, a watcher waits for the client to go away;
+when it does, everything is cancelled, the backend's connection is closed, and nothing is signed. What breaks before the
+response has started becomes an error for the client. What breaks afterwards ends the ASGI call without the last body
+message, which every server turns into a broken connection: a response that is not whole must never look whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+import httpcore
+
+from teesign import Exchange, SigningPair, TextVersion
+
+from .bodies import check_json_object, without_empty_tool_calls
+from .errors import BackendError, HttpError
+from .http import Reply, Request, end_to_end
+from .observe import backend_error_fields, read_error
+from .routes import Endpoint, Handling
+from .store import Store
+from .tasks import run_while_connected
+from .types import Headers
+from .upstream import Backend, BackendResponse
+
+__all__ = ["Outcome", "Relay"]
+
+MAX_ERROR_BODY: Final = 64 * 1024
+"""How many bytes of a backend's error are looked at. Some echo the request, of whatever size."""
+
+LINGER: Final = 0.25
+"""Seconds that the backend gets to finish a response that the client has whole, so that its connection stays usable."""
+
+_NEVER_SENT: Final = frozenset(
+    (b"authorization", b"content-length", b"cookie", b"expect", b"host", b"x-request-hash", b"x-request-id")
+)
+"""Headers of a client that never reach the backend. Content-Length and Host are the relay's own to set."""
+
+_NEVER_RETURNED: Final = frozenset(
+    (b"content-length", b"date", b"server", b"set-cookie", b"set-cookie2", b"x-request-id", b"x-signature-id")
+)
+"""Headers of the backend that never reach a client. Date and Server come from the server in front of this app."""
+
+_ERROR_HEADERS: Final = frozenset((b"allow", b"retry-after"))
+_NAMED_REQUEST_HEADERS: Final = (b"content-type", b"accept", b"traceparent", b"tracestate")
+_NAMED_RESPONSE_HEADERS: Final = frozenset((b"content-type", b"content-encoding", b"cache-control", b"retry-after"))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known of a request afterwards, for metrics and the log.
+
+    Attributes:
+        backend_status: the backend's status code, or 0 if there was none.
+        backend_error: what may be logged of the backend's error.
+        signed: whether the response was signed.
+        broken: the kind of backend error that ended it; "" if none did.
+        client_gone: whether the client left before the last byte.
+    """
+
+    backend_status: int = 0
+    backend_error: dict[str, str] = field(default_factory=dict)
+    signed: bool = False
+    broken: str = ""
+    client_gone: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """Return what there is to log, without what did not happen."""
+        known = {
+            "backend_status": self.backend_status,
+            "signed": self.signed,
+            "broken": self.broken,
+            "client_gone": self.client_gone,
+            **self.backend_error,
+        }
+        return {name: value for name, value in known.items() if value}
+
+
+class Relay:
+    """Relays requests to one backend.
+
+    Args:
+        backend: where to.
+        pair: the keys to sign with.
+        store: where signatures are kept.
+        random: returns that many unpredictable bytes.
+        text_version: the form of the signed text.
+        model: the model's name.
+        trust_request_hash: whether `X-Request-Hash` replaces the computed hash.
+        via: this proxy's entry in the Via header of what it sends, by which it knows its own requests again.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        pair: SigningPair,
+        store: Store,
+        *,
+        random: Callable[[int], bytes],
+        text_version: TextVersion,
+        model: str,
+        trust_request_hash: bool,
+        via: bytes,
+    ) -> None:
+        self._backend: Final = backend
+        self._pair: Final = pair
+        self._store: Final = store
+        self._random: Final = random
+        self._text_version: Final[TextVersion] = text_version
+        self._model: Final = model
+        self._trust_request_hash: Final = trust_request_hash
+        self._via: Final = via
+
+    async def run(
+        self, request: Request, reply: Reply, endpoint: Endpoint, url: httpcore.URL, limit: int, outcome: Outcome
+    ) -> None:
+        """Relay one request.
+
+        Args:
+            request: what the client sent; its body has not been taken.
+            reply: where the response goes.
+            endpoint: the row of the table.
+            url: where to.
+            limit: how many bytes the body may have.
+            outcome: filled in as things become known, also when this raises.
+
+        Raises:
+            HttpError: 400 or 413, before the backend has been asked for a response.
+            BackendError: if the backend gave no response. None has been started then.
+            ClientDisconnectedError: if the client has gone.
+        """
+        exchange = self._exchange(request, endpoint)
+        headers = self._request_headers(request, endpoint)
+        content: bytes | AsyncIterator[bytes]
+        if endpoint.handling is Handling.RELAY_JSON:
+            body = await request.read(limit)
+            check_json_object(body)
+            exchange.receive_request(body)
+            content = without_empty_tool_calls(body)
+        else:
+            chunks = request.chunks(limit)
+            first = await anext(chunks, b"")
+            content = _hashed(first, chunks, exchange) if first else b""
+            if first:
+                headers.append(_framing(request))
+
+        async def work() -> None:
+            async with self._backend.respond(request.method, url, headers, content) as response:
+                outcome.backend_status = response.status
+                await self._deliver(response, reply, endpoint, exchange, outcome)
+
+        async def client_gone() -> None:
+            await request.wait_for_disconnect()
+            if reply.finished:
+                # Servers say so too when they have the whole response; that must not cut short what is left to do.
+                await anyio.sleep_forever()
+
+        await run_while_connected(client_gone, work)
+
+    def _exchange(self, request: Request, endpoint: Endpoint) -> Exchange:
+        exchange = Exchange(
+            self._pair,
+            id_prefix=endpoint.id_prefix,
+            random=self._random,
+            target=request.target,
+            text_version=self._text_version,
+            model=self._model,
+        )
+        if self._trust_request_hash:
+            digest = request.trusted_digest()
+            if digest is not None:
+                exchange.replace_request_digest(digest)
+        return exchange
+
+    def _request_headers(self, request: Request, endpoint: Endpoint) -> Headers:
+        if endpoint.handling is Handling.RELAY_ANYTHING:
+            headers = end_to_end(request.headers, _NEVER_SENT | {b"accept-encoding", b"via"})
+        else:
+            headers = [
+                (name, value)
+                for name in _NAMED_REQUEST_HEADERS
+                if (value := request.header(name)) is not None
+            ]
+        came_by = [*request.header_values(b"via")] if endpoint.handling is Handling.RELAY_ANYTHING else []
+        return [*headers, (b"accept-encoding", b"identity"), (b"via", b", ".join([*came_by, self._via]))]
+
+    async def _deliver(
+        self, response: BackendResponse, reply: Reply, endpoint: Endpoint, exchange: Exchange, outcome: Outcome
+    ) -> None:
+        if response.status >= 400 and endpoint.handling is Handling.RELAY_ANYTHING:
+            await _deliver_rewrapped_error(response, reply, outcome)
+        elif endpoint.signed and response.status < 300:
+            await self._deliver_signed(response, reply, endpoint, exchange, outcome)
+        else:
+            await _deliver_as_it_is(response, reply, endpoint, outcome)
+
+    async def _deliver_signed(
+        self, response: BackendResponse, reply: Reply, endpoint: Endpoint, exchange: Exchange, outcome: Outcome
+    ) -> None:
+        bodiless = reply.is_bodiless(response.status)
+        exchange.start_response(
+            response.status,
+            response.header(b"content-type"),
+            content_encoding=response.header(b"content-encoding"),
+            content_length=None if bodiless else response.content_length(),
+        )
+        headers = [*_response_headers(response, endpoint), (b"x-signature-id", exchange.signature_id.encode())]
+        chunks = response.chunks()
+        async for chunk in chunks:
+            out = exchange.receive_response(chunk)
+            if exchange.signed is not None:
+                await self._finish(response, reply, headers, exchange, out, outcome)
+                await _let_finish(chunks)
+                return
+            if out:
+                if not reply.status:
+                    length = _declared_length(response) if exchange.keeps_length else []
+                    await reply.start(response.status, headers + length)
+                await reply.body(out, more=True)
+        out = exchange.end_response()
+        await self._finish(response, reply, headers, exchange, out, outcome)
+
+    async def _finish(
+        self,
+        response: BackendResponse,
+        reply: Reply,
+        headers: Headers,
+        exchange: Exchange,
+        out: bytes,
+        outcome: Outcome,
+    ) -> None:
+        """Store the signature, if there is one, and only then send the last bytes."""
+        if exchange.signed is not None:
+            await self._store.put(exchange.signed.ids, exchange.signed.chat)
+            outcome.signed = True
+        if reply.status:
+            await reply.body(out, more=False)
+        elif reply.is_bodiless(response.status):
+            await reply.start(response.status, headers + _declared_length(response))
+            await reply.body(b"", more=False)
+        else:
+            await reply.whole(response.status, headers, out)
+
+
+async def _deliver_as_it_is(response: BackendResponse, reply: Reply, endpoint: Endpoint, outcome: Outcome) -> None:
+    headers = _response_headers(response, endpoint)
+    await reply.start(response.status, headers + _declared_length(response))
+    seen = b""
+    async for chunk in response.chunks():
+        if response.status >= 400 and len(seen) < MAX_ERROR_BODY:
+            seen += chunk
+        await reply.body(chunk, more=True)
+    await reply.body(b"", more=False)
+    outcome.backend_error = backend_error_fields(seen) if seen else {}
+
+
+async def _deliver_rewrapped_error(response: BackendResponse, reply: Reply, outcome: Outcome) -> None:
+    try:
+        body = await response.read(MAX_ERROR_BODY)
+    except BackendError:
+        body = b""
+    outcome.backend_error = backend_error_fields(body)
+    message, kind = read_error(body) or (f"Upstream request failed with status {response.status}", None)
+    headers = tuple((name, value) for name, value in response.headers if name.lower() in _ERROR_HEADERS)
+    await reply.error(HttpError(response.status, kind or "upstream_error", message, headers))
+
+
+async def _hashed(first: bytes, rest: AsyncIterator[bytes], exchange: Exchange) -> AsyncIterator[bytes]:
+    """Yield the pieces of a request's body, and let the exchange see each."""
+    exchange.receive_request(first)
+    yield first
+    async for chunk in rest:
+        exchange.receive_request(chunk)
+        yield chunk
+
+
+async def _let_finish(chunks: AsyncIterator[bytes]) -> None:
+    """Read what the backend sends after the end, for a moment, so that its connection can be used again."""
+    with anyio.move_on_after(LINGER):
+        try:
+            async for _ in chunks:
+                pass
+        except BackendError:
+            pass  # the client has everything; the connection goes, and nothing else
+
+
+def _response_headers(response: BackendResponse, endpoint: Endpoint) -> Headers:
+    if endpoint.handling is Handling.RELAY_ANYTHING or 300 <= response.status <= 399:
+        return end_to_end(response.headers, _NEVER_RETURNED)
+    return [(name.lower(), value) for name, value in response.headers if name.lower() in _NAMED_RESPONSE_HEADERS]
+
+
+def _framing(request: Request) -> tuple[bytes, bytes]:
+    """Return the header that frames the request's streamed body: as the client framed it."""
+    if request.content_length is None:
+        return (b"transfer-encoding", b"chunked")
+    return (b"content-length", str(request.content_length).encode())
+
+
+def _declared_length(response: BackendResponse) -> Headers:
+    length = response.content_length()
+    return [] if length is None or response.status == 204 else [(b"content-length", str(length).encode())]

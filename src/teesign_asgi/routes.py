@@ -1,0 +1,207 @@
+"""The endpoint table. Adding an endpoint is adding a row."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import unquote
+
+from .errors import bad_request, method_not_allowed, not_found
+from .settings import Settings
+
+__all__ = ["CATCH_ALL", "ENDPOINTS", "Endpoint", "Handling", "check_backend_path", "find_endpoint"]
+
+BodyLimit = Literal["request", "image", "audio"]
+
+
+class Handling(enum.Enum):
+    """Who answers a request."""
+
+    HELLO = enum.auto()
+    VERSION = enum.auto()
+    METRICS = enum.auto()
+    SIGNATURE = enum.auto()
+    ATTESTATION = enum.auto()
+    RELAY_JSON = enum.auto()
+    """The backend; the body is read whole, and must be a JSON object."""
+    RELAY_STREAM = enum.auto()
+    """The backend; the body is streamed through."""
+    RELAY_ANYTHING = enum.auto()
+    """The backend, as RELAY_STREAM; and all end-to-end headers pass both ways."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the table.
+
+    Attributes:
+        method: the one that is served; "" for any.
+        path: the path; one that ends in a slash stands for any single segment after it.
+        handling: who answers.
+        auth: whether a bearer token is needed.
+        rate_limited: whether requests count for the rate limit.
+        backend_path: the path at the backend; "" for the same.
+        backend_url: the field of `Settings` that may hold a whole URL for it instead.
+        signed: whether 2xx responses are signed.
+        id_prefix: what an inserted id starts with.
+        limit: which of the body limits holds.
+        label: what it is called in metrics and logs.
+    """
+
+    method: str
+    path: str
+    handling: Handling
+    auth: bool = True
+    rate_limited: bool = True
+    backend_path: str = ""
+    backend_url: str = ""
+    signed: bool = False
+    id_prefix: str = ""
+    limit: BodyLimit = "request"
+
+    @property
+    def label(self) -> str:
+        return self.path if self.handling is not Handling.SIGNATURE else f"{self.path}{{chat_id}}"
+
+
+def _open(path: str, handling: Handling, *, rate_limited: bool = True, backend_path: str = "") -> Endpoint:
+    return Endpoint("GET", path, handling, auth=False, rate_limited=rate_limited, backend_path=backend_path)
+
+
+def _signed(path: str, id_prefix: str, *, backend_url: str = "", limit: BodyLimit = "request") -> Endpoint:
+    return Endpoint(
+        "POST",
+        path,
+        Handling.RELAY_JSON,
+        backend_url=backend_url,
+        signed=True,
+        id_prefix=id_prefix,
+        limit=limit,
+    )
+
+
+def _multipart(path: str, id_prefix: str, backend_url: str, limit: BodyLimit) -> Endpoint:
+    return Endpoint(
+        "POST",
+        path,
+        Handling.RELAY_STREAM,
+        backend_url=backend_url,
+        signed=True,
+        id_prefix=id_prefix,
+        limit=limit,
+    )
+
+
+ENDPOINTS: Final = (
+    _open("/", Handling.HELLO, rate_limited=False),
+    _open("/version", Handling.VERSION, rate_limited=False),
+    _open("/metrics", Handling.METRICS, rate_limited=False),
+    _open("/v1/metrics", Handling.RELAY_STREAM, backend_path="/metrics"),
+    _open("/v1/models", Handling.RELAY_STREAM),
+    _signed("/v1/chat/completions", "chatcmpl"),
+    _signed("/v1/completions", "cmpl"),
+    _signed("/v1/embeddings", "emb"),
+    Endpoint("POST", "/v1/tokenize", Handling.RELAY_JSON, backend_path="/tokenize"),
+    _signed("/v1/rerank", "rerank", backend_url="rerank_url"),
+    _signed("/v1/score", "score", backend_url="score_url"),
+    _signed("/v1/images/generations", "img", backend_url="images_url", limit="image"),
+    _multipart("/v1/images/edits", "img", "images_edits_url", "image"),
+    _multipart("/v1/audio/transcriptions", "trans", "transcriptions_url", "audio"),
+    Endpoint("GET", "/v1/signature/", Handling.SIGNATURE),
+    Endpoint("GET", "/v1/attestation/report", Handling.ATTESTATION),
+)
+
+CATCH_ALL: Final = Endpoint("", "catch-all", Handling.RELAY_ANYTHING, signed=True, id_prefix="pt", limit="audio")
+
+_BY_PATH: Final[Mapping[str, Endpoint]] = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+_SIGNATURES: Final = _BY_PATH["/v1/signature/"]
+
+_BOTH_ENGINES: Final = "/docs /redoc /openapi.json /shutdown"
+_VLLM: Final = """
+    /sleep /wake_up /is_sleeping /collective_rpc /reset_prefix_cache /reset_mm_cache /start_profile /stop_profile
+    /server_info /scale_elastic_ep /v1/load_lora_adapter /v1/unload_lora_adapter /update_weights /pause /resume
+"""
+_SGLANG: Final = """
+    /flush_cache /abort_request /update_weights_from_disk /update_weights_from_tensor /update_weights_from_distributed
+    /init_weights_update_group /release_memory_occupation /resume_memory_occupation /get_weights_by_name
+    /get_internal_state /set_internal_state /start_expert_distribution_record /load_lora_adapter /unload_lora_adapter
+"""
+ADMINISTRATIVE_PATHS: Final = frozenset(f"{_BOTH_ENGINES} {_VLLM} {_SGLANG}".split())
+"""What engines offer to their operators; a client's token is not the operator's."""
+
+_MAX_DECODINGS: Final = 5
+
+
+def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
+    """Return the row for a request; the catch-all where no path of the table fits.
+
+    Args:
+        method: the request's method.
+        path: its path, decoded.
+        raw_path: its path as it came: an encoded slash does not separate segments.
+
+    Raises:
+        HttpError: 405 for another method on a path of the table.
+    """
+    endpoint = _BY_PATH.get(path)
+    if endpoint is None or endpoint is _SIGNATURES:
+        head, slash, segment = raw_path.decode("latin-1").rpartition("/")
+        if unquote(head + slash) != _SIGNATURES.path or not slash:
+            return CATCH_ALL
+        endpoint = _SIGNATURES
+    if endpoint.method != method:
+        raise method_not_allowed(endpoint.method)
+    return endpoint
+
+
+def body_limit(endpoint: Endpoint, settings: Settings) -> int:
+    """Return how many bytes a request's body may have."""
+    return {
+        "request": settings.max_request_bytes,
+        "image": settings.max_image_request_bytes,
+        "audio": settings.max_audio_request_bytes,
+    }[endpoint.limit]
+
+
+def check_backend_path(raw_path: bytes, *, allow_administrative: bool) -> None:
+    """Refuse a catch-all path that could mean something else to the backend than it does here.
+
+    Args:
+        raw_path: the path as it came, percent-encoded.
+        allow_administrative: whether administrative paths of the engines may pass.
+
+    Raises:
+        HttpError: 400 for an unsafe path, 404 for an administrative one.
+    """
+    text = raw_path.decode("latin-1")
+    if not text.startswith("/"):
+        raise bad_request("The request target must be a path")
+    for _ in range(_MAX_DECODINGS):
+        _check_segments(text)
+        decoded = unquote(text, encoding="latin-1")
+        if decoded == text:
+            break
+        if decoded.count("/") != text.count("/"):
+            raise bad_request("The path holds an encoded slash")
+        text = decoded
+    _check_segments(text)
+    if not allow_administrative and _canonical(text) in ADMINISTRATIVE_PATHS:
+        raise not_found("Not found")
+
+
+def _check_segments(text: str) -> None:
+    if "\\" in text:
+        raise bad_request("The path holds a backslash")
+    if "\0" in text:
+        raise bad_request("The path holds a NUL")
+    # What follows a semicolon in a segment is a parameter (RFC 3986 section 3.3), which some servers cut off.
+    if any(segment.partition(";")[0] == ".." for segment in text.split("/")):
+        raise bad_request("The path holds a '..' segment")
+
+
+def _canonical(text: str) -> str:
+    """Return the path as the most lenient backend could read it: without case, parameters and empty segments."""
+    segments = (segment.partition(";")[0] for segment in text.casefold().split("/"))
+    return "/" + "/".join(segment for segment in segments if segment not in ("", "."))

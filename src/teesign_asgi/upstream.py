@@ -1,0 +1,223 @@
+"""The backend: requests out, responses in, every failure as a `BackendError`.
+
+Anything with httpcore's request interface can stand here; by default it is httpcore's own connection pool. This module
+is the one place that calls it, so it is also the one place where its exceptions are translated. They are never chained or
+logged as text: HTTP libraries quote what the other side sent.
+
+A pooled connection that the backend has closed in the meantime shows itself at once: writing fails, or reading ends
+without a byte, within a network round trip. Such a request is sent once more on a fresh connection, if its body can be
+sent again. A connection that fails later, or was fresh, is not: the backend may have begun to generate, and no
+generation is started twice.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
+
+import anyio
+import httpcore
+
+from .errors import BackendError
+from .types import Headers
+
+__all__ = ["AsyncRequestInterface", "Backend", "default_pool", "join_url"]
+
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds until a connection must stand."""
+
+IDLE_TIMEOUT: Final = 4.0
+"""Seconds that a connection stays in the pool. Shorter than the 5 s after which vLLM's server closes idle ones."""
+
+STALE_WINDOW: Final = 0.5
+"""Seconds in which a reused connection must have failed to count as one that was closed while idle."""
+
+_UNUSABLE: Final = (httpcore.NetworkError, httpcore.ProtocolError)
+_REFUSED: Final = (httpcore.TimeoutException, httpcore.ProxyError)
+
+
+def default_pool(max_keepalive: int) -> httpcore.AsyncConnectionPool:
+    """Return httpcore's connection pool, with as many connections as there are requests.
+
+    Args:
+        max_keepalive: how many idle connections are kept.
+    """
+    return httpcore.AsyncConnectionPool(
+        ssl_context=ssl.create_default_context(),
+        max_connections=None,
+        max_keepalive_connections=max_keepalive,
+        keepalive_expiry=IDLE_TIMEOUT,
+    )
+
+
+def join_url(base: httpcore.URL, path: bytes = b"", query: bytes = b"") -> httpcore.URL:
+    """Return the URL of a path below a base.
+
+    The host is always the base's: the path is appended to the base's, whatever it looks like.
+
+    Args:
+        base: an absolute URL without a query.
+        path: begins with a slash; nothing for the base itself.
+        query: without its question mark.
+    """
+    target = base.target.rstrip(b"/") + path or b"/"
+    if query:
+        target = b"%b?%b" % (target, query)
+    return httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=target)
+
+
+class AsyncRequestInterface(Protocol):
+    """What an upstream has to do: httpcore's asynchronous request interface, which its pools and connections have."""
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request and return its response, whose body is streamed and must be closed.
+
+        Raises one of httpcore's exceptions where that fails.
+        """
+
+
+class Backend:
+    """Send requests to the backend.
+
+    Args:
+        http: what carries them.
+        silence: the longest time in seconds without a byte from the backend.
+        clock: returns seconds that never go backwards.
+    """
+
+    def __init__(self, http: AsyncRequestInterface, *, silence: float, clock: Callable[[], float]) -> None:
+        self._http: Final = http
+        self._clock: Final = clock
+        self._timeouts: Final = {
+            "connect": CONNECT_TIMEOUT,
+            "pool": CONNECT_TIMEOUT,
+            "read": silence,
+            "write": silence,
+        }
+
+    @asynccontextmanager
+    async def respond(
+        self, method: str, url: httpcore.URL, headers: Headers, content: bytes | AsyncIterator[bytes]
+    ) -> AsyncIterator[BackendResponse]:
+        """Send a request and hold its response open.
+
+        Args:
+            method: the method.
+            url: where to; see `join_url`.
+            headers: end-to-end headers, without Host and without framing, unless `content` is a stream: then they
+                hold `content-length` or `transfer-encoding`.
+            content: the body. A stream is sent as it comes; what it raises comes out of here unchanged.
+
+        Raises:
+            BackendError: if there is no usable response head. The connection is closed.
+        """
+        response = await self._send(method, url, headers, content)
+        try:
+            if not 200 <= response.status <= 599:
+                raise BackendError("malformed")
+            yield BackendResponse(response)
+        finally:
+            # Also closes the connection of a response that was not read to its end.
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    async def _send(
+        self, method: str, url: httpcore.URL, headers: Headers, content: bytes | AsyncIterator[bytes]
+    ) -> httpcore.Response:
+        default_port = {b"http": 80, b"https": 443}.get(url.scheme)
+        host = b"[%b]" % url.host if b":" in url.host else url.host
+        port = b"" if url.port in (None, default_port) else b":%d" % url.port
+        sent = [(b"Host", host + port), *headers]
+        if isinstance(content, bytes) and (content or method in ("POST", "PUT", "PATCH")):
+            sent.append((b"Content-Length", str(len(content)).encode()))
+        connected = False
+
+        async def trace(event: str, _: Any) -> None:
+            nonlocal connected
+            connected = connected or event.startswith("connection.connect_")
+
+        for attempt in (1, 2):
+            request = httpcore.Request(
+                method, url, headers=sent, content=content, extensions={"timeout": self._timeouts, "trace": trace}
+            )
+            begun = self._clock()
+            try:
+                return await self._http.handle_async_request(request)
+            except _UNUSABLE as error:
+                stale = not connected and self._clock() - begun < STALE_WINDOW
+                if attempt == 2 or not stale or not isinstance(content, bytes):
+                    raise BackendError(_kind(error)) from None
+            except _REFUSED as error:
+                raise BackendError(_kind(error)) from None
+        raise AssertionError("unreachable")
+
+
+class BackendResponse:
+    """A response whose head has come and whose body has not been read.
+
+    Attributes:
+        status: from 200 to 599.
+        headers: names and values as they came.
+    """
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+        self.status: Final[int] = response.status
+        self.headers: Final[Headers] = response.headers
+
+    def header(self, name: bytes) -> str | None:
+        """Return the value of a header, or None if it did not come. Of several the first counts."""
+        for candidate, value in self.headers:
+            if candidate.lower() == name:
+                return value.decode("latin-1")
+        return None
+
+    def content_length(self) -> int | None:
+        """Return the length of the body in bytes, where it is declared."""
+        length = self.header(b"content-length") or ""
+        return int(length) if length.isascii() and length.isdecimal() else None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives; ends only where its framing says so.
+
+        Raises:
+            BackendError: if it breaks off, or nothing comes for too long.
+        """
+        try:
+            async for chunk in self._response.aiter_stream():
+                yield chunk
+        except (httpcore.TimeoutException, *_UNUSABLE) as error:
+            raise BackendError(_kind(error)) from None
+
+    async def read(self, limit: int) -> bytes:
+        """Return the first `limit` bytes of the body, or all if it is shorter.
+
+        Raises:
+            BackendError: as `chunks`.
+        """
+        body = b""
+        async for chunk in self.chunks():
+            body += chunk
+            if len(body) >= limit:
+                break
+        return body[:limit]
+
+
+def _kind(error: Exception) -> str:
+    for types, kind in _KINDS:
+        if isinstance(error, types):
+            return kind
+    return "malformed"
+
+
+# From the most to the least specific; the first that fits counts.
+_KINDS: Final = (
+    ((httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout), "connect"),
+    ((httpcore.TimeoutException,), "timeout"),
+    ((httpcore.NetworkError,), "reset"),
+    ((httpcore.RemoteProtocolError,), "malformed"),
+)

@@ -1,0 +1,32 @@
+"""What several test files share: ways of cutting bytes, and where the recorded evidence is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+RECORDINGS = Path(__file__).parents[2] / "shared" / "data"
+"""Evidence captured on real hardware. It is not part of the repository."""
+
+PLACES = st.lists(st.integers(min_value=0, max_value=10_000), max_size=8)
+"""Where to cut, for `cut`."""
+
+
+def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
+    """Cut `data` at these places, each taken modulo its length; equal places give empty pieces."""
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+def ways_to_cut(data: bytes) -> Iterator[list[bytes]]:
+    """Yield `data` whole, byte by byte, and, if it is short, cut in two at every position."""
+    yield [data]
+    if len(data) <= 1000:
+        yield [data[position : position + 1] for position in range(len(data))]
+        for position in range(1, len(data)):
+            yield [data[:position], data[position:]]
+    else:
+        yield [data[position : position + 4093] for position in range(0, len(data), 4093)]

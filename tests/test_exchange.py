@@ -1,0 +1,407 @@
+"""One request, one response, one signature: whatever the bytes are and however they are cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import PLACES, cut, ways_to_cut
+
+from teesign import Exchange, SignedExchange, UsageError, sse, verify_exchange
+from teesign.testing import counting_random, fixed_pair
+
+JSON, EVENTS, AUDIO = "application/json", "text/event-stream", "audio/mpeg"
+REQUEST = b'{"model":"m"}'
+SIGNATURE_ID = "sig-" + "1".zfill(32)
+NEW_ID = "chatcmpl-" + "2".zfill(24)
+MEMBER = f'"id":"{NEW_ID}"'.encode()
+EVENT, DONE = b'data: {"id":"a"}\n\n', b"data: [DONE]\n\n"
+
+
+class Outcome(NamedTuple):
+    """What a client gets, and what is stored."""
+
+    out: bytes
+    signed: SignedExchange | None
+
+    @property
+    def ids(self) -> tuple[str, ...] | None:
+        """What the signature answers to, or None where there is none."""
+        return self.signed and self.signed.ids
+
+
+def new_exchange() -> Exchange:
+    """Return an exchange with fixed keys and predictable ids."""
+    return Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random())
+
+
+def relay(
+    chunks: Iterable[bytes],
+    content_type: str | None = JSON,
+    *,
+    status: int = 200,
+    content_encoding: str | None = None,
+    content_length: int | None = None,
+) -> Outcome:
+    """Send the request and this response through an exchange, to its end."""
+    exchange = new_exchange()
+    exchange.receive_request(REQUEST)
+    exchange.start_response(
+        status, content_type, content_encoding=content_encoding, content_length=content_length
+    )
+    out = b"".join(map(exchange.receive_response, chunks)) + exchange.end_response()
+    assert exchange.whole == (exchange.signed is not None)
+    return Outcome(out, exchange.signed)
+
+
+def with_id(length: int) -> bytes:
+    """Return a JSON object whose id has that many characters, of two bytes each."""
+    return f'{{"id":"{"é" * length}"}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "chat_id"),
+    [
+        pytest.param(b'{"id":"a","x":1}', b'{"id":"a","x":1}', "a", id="id"),
+        pytest.param(b'{"x":{"id":"b"},"id":"a"}', b'{"x":{"id":"b"},"id":"a"}', "a", id="id as the last member"),
+        pytest.param(b'{"id":"a","id":"b"}', b'{"id":"a","id":"b"}', "b", id="two ids"),
+        pytest.param(b'{"\\u0069d":"a"}', b'{"\\u0069d":"a"}', "a", id="escaped key"),
+        pytest.param(b'{"x":1}', b"{" + MEMBER + b',"x":1}', NEW_ID, id="no id"),
+        pytest.param(b' \r\n\t{ "x":1}\n', b" \r\n\t{" + MEMBER + b', "x":1}\n', NEW_ID, id="white space around"),
+        pytest.param(b"{}", b"{" + MEMBER + b"}", NEW_ID, id="empty object"),
+        pytest.param(b"{ \n}", b"{" + MEMBER + b" \n}", NEW_ID, id="empty object with white space"),
+        pytest.param(b'{"t":"\xff"}', b"{" + MEMBER + b',"t":"\xff"}', NEW_ID, id="invalid UTF-8, no id"),
+        pytest.param(b'{"t":"\xff","id":"a"}', b'{"t":"\xff","id":"a"}', "a", id="invalid UTF-8 beside the id"),
+        pytest.param(b'{"id":""}', b'{"id":""}', None, id="empty id"),
+        pytest.param(b'{"id":7}', b'{"id":7}', None, id="numeric id"),
+        pytest.param(b'{"id":null}', b'{"id":null}', None, id="null id"),
+        pytest.param(b'{"id":"\xff"}', b'{"id":"\xff"}', None, id="id of invalid UTF-8"),
+        pytest.param(with_id(256), with_id(256), "é" * 256, id="id of 256 characters"),
+        pytest.param(with_id(257), with_id(257), None, id="id of 257 characters"),
+        pytest.param(b'[{"x":1}]', b'[{"x":1}]', None, id="array"),
+        pytest.param(b'"text"', b'"text"', None, id="string"),
+        pytest.param(b"null", b"null", None, id="null"),
+        pytest.param(b"  7 ", b"  7 ", None, id="number"),
+        pytest.param(b'{"x":1', b'{"x":1', None, id="truncated"),
+        pytest.param(b'{"x":1}}', b'{"x":1}}', None, id="too long"),
+        pytest.param(b"{x}", b"{x}", None, id="not JSON, with a brace"),
+        pytest.param(b"Not Found", b"Not Found", None, id="not JSON"),
+        pytest.param(b"\xef\xbb\xbf{}", b"\xef\xbb\xbf{}", None, id="byte order mark"),
+        pytest.param(b" \n", b" \n", None, id="white space only"),
+        pytest.param(b"", b"", None, id="nothing"),
+    ],
+)
+def test_a_json_response(body: bytes, expected: bytes, chat_id: str | None) -> None:
+    """An object without an id gets one; no other byte changes, and everything is signed."""
+    for chunks in ways_to_cut(body):
+        outcome = relay(chunks)
+        assert (outcome.out, outcome.ids) == (expected, (SIGNATURE_ID, chat_id) if chat_id else (SIGNATURE_ID,))
+        assert outcome.signed
+        verify_exchange(REQUEST, expected, outcome.signed.chat)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "content_encoding", "inserts"),
+    [
+        ("application/json", None, True),
+        ("Application/JSON", None, True),
+        ("application/json; charset=utf-8", None, True),
+        (" application/json ;charset=utf-8", None, True),
+        ("application/problem+json", None, True),
+        ("application/json", "identity", True),
+        ("application/json", "Identity ", True),
+        ("application/json", "", True),
+        ("application/json", "gzip", False),
+        ("application/jsonl", None, False),
+        ("text/plain", None, False),
+        ("", None, False),
+        (None, None, False),
+    ],
+)
+def test_what_counts_as_json(content_type: str | None, content_encoding: str | None, *, inserts: bool) -> None:
+    """The media type decides, whatever its case and parameters; an encoded body is never looked into."""
+    assert (relay([b"{}"], content_type, content_encoding=content_encoding).out != b"{}") is inserts
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream", "text/event-stream; charset=utf-8"])
+def test_what_counts_as_an_event_stream(content_type: str) -> None:
+    """The media type decides, whatever its case and parameters."""
+    assert relay([EVENT + DONE], content_type).ids == (SIGNATURE_ID, "a")
+
+
+def test_an_encoded_event_stream_is_signed_as_the_bytes_it_is() -> None:
+    """Compressed bytes hold no events: they pass, and are whole where their framing ends."""
+    outcome = relay([EVENT + DONE, b"more"], EVENTS, content_encoding="gzip")
+    assert (outcome.out, outcome.ids) == (EVENT + DONE + b"more", (SIGNATURE_ID,))
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected", "ids"),
+    [
+        pytest.param(EVENT + DONE, EVENT + DONE, (SIGNATURE_ID, "a"), id="whole"),
+        pytest.param(EVENT + DONE + EVENT, EVENT + DONE, (SIGNATURE_ID, "a"), id="bytes after the terminator"),
+        pytest.param(EVENT + DONE[:-1], EVENT + DONE[:-1], (SIGNATURE_ID, "a"), id="without the last line end"),
+        pytest.param(DONE, DONE, (SIGNATURE_ID,), id="without an id"),
+        pytest.param(EVENT, EVENT, None, id="without a terminator"),
+        pytest.param(b"", b"", None, id="empty"),
+    ],
+)
+def test_an_event_stream(stream: bytes, expected: bytes, ids: tuple[str, ...] | None) -> None:
+    """A stream is delivered as it is up to its terminator, and signed if it has one."""
+    for chunks in ways_to_cut(stream):
+        outcome = relay(chunks, EVENTS)
+        assert (outcome.out, outcome.ids) == (expected, ids)
+
+
+@pytest.mark.parametrize(
+    ("length", "expected", "signed"),
+    [
+        pytest.param(None, b"abcd", True, id="unknown"),
+        pytest.param(4, b"abcd", True, id="right"),
+        pytest.param(3, b"abc", True, id="more bytes come"),
+        pytest.param(0, b"", True, id="none expected"),
+        pytest.param(5, b"abcd", False, id="fewer bytes come"),
+    ],
+)
+def test_a_raw_response_of_declared_length(length: int | None, expected: bytes, *, signed: bool) -> None:
+    """It is whole with the last byte that was declared; what a backend sends beyond is dropped."""
+    for chunks in ways_to_cut(b"abcd"):
+        outcome = relay(chunks, AUDIO, content_length=length)
+        assert (outcome.out, outcome.signed is not None) == (expected, signed)
+
+
+@pytest.mark.parametrize("content_type", [JSON, AUDIO, None])
+def test_an_empty_response_is_signed(content_type: str | None) -> None:
+    """No bytes are an answer too; only an event stream needs its terminator."""
+    outcome = relay([], content_type)
+    assert outcome.signed
+    verify_exchange(REQUEST, b"", outcome.signed.chat)
+
+
+@pytest.mark.parametrize("status", [100, 199, 300, 304, 400, 404, 500, 503])
+@pytest.mark.parametrize("content_type", [JSON, EVENTS, AUDIO])
+def test_a_response_that_is_no_success_passes_unsigned(status: int, content_type: str) -> None:
+    """Errors and redirects are relayed as they are."""
+    assert relay([b'{"x":', b"1}"], content_type, status=status) == (b'{"x":1}', None)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_every_success_is_signed(status: int) -> None:
+    """The whole of 2xx is."""
+    assert relay([b"x"], AUDIO, status=status).signed
+
+
+def test_a_request_without_a_body_is_its_target() -> None:
+    """Where there are no bytes to hash, path and query say what was asked; empty chunks are no bytes."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=b"/v1/x?y=%20")
+    exchange.receive_request(b"")
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat)
+
+
+def test_the_target_does_not_count_beside_a_body() -> None:
+    """A request with a body is its body, in however many pieces it came."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=b"/v1/x")
+    for byte in REQUEST:
+        exchange.receive_request(bytes([byte]))
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    verify_exchange(REQUEST, b"", exchange.signed.chat)
+
+
+@pytest.mark.parametrize("digest", ["ab" * 32, "AB" * 32])
+def test_a_replaced_request_digest_is_signed_in_lower_case(digest: str) -> None:
+    """The gateway in front may say what the client sent."""
+    exchange = new_exchange()
+    exchange.receive_request(REQUEST)
+    exchange.replace_request_digest(digest)
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    assert exchange.signed.chat.text == f"{'ab' * 32}:{sha256().hexdigest()}"
+
+
+@pytest.mark.parametrize("digest", ["", "ab" * 31, "ab" * 33, "zz" * 32, " " + "ab" * 32, "ab" * 32 + "\n", "0x" + "ab" * 31])
+def test_what_is_no_digest_is_refused(digest: str) -> None:
+    """What is signed is 64 hex digits, whoever says it; the computed digest stays in place."""
+    exchange = new_exchange()
+    exchange.receive_request(REQUEST)
+    with pytest.raises(UsageError) as caught:
+        exchange.replace_request_digest(digest)
+    assert caught.value.code == "bad_digest"
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    verify_exchange(REQUEST, b"", exchange.signed.chat)
+
+
+def test_text_version_2_names_the_model() -> None:
+    """The longer form of the text verifies like the shorter one."""
+    exchange = Exchange(fixed_pair(), id_prefix="x", random=counting_random(), text_version="v2", model="org/m:1")
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200, AUDIO)
+    exchange.receive_response(b"x")
+    exchange.end_response()
+    assert exchange.signed
+    assert verify_exchange(REQUEST, b"x", exchange.signed.chat).model == "org/m:1"
+
+
+def test_a_response_before_its_head_is_out_of_order() -> None:
+    """The refused calls change nothing: the exchange goes on as if they had not been made."""
+    exchange = new_exchange()
+    for call in (lambda: exchange.receive_response(b"x"), exchange.end_response):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert caught.value.code == "out_of_order"
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200)
+    assert exchange.receive_response(b"abc") + exchange.end_response() == b"abc"
+    assert exchange.signed == relay([b"abc"], None).signed
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_request_after_the_head_of_the_response_is_out_of_order(status: int) -> None:
+    """Neither more of the request nor a second head can change what is being signed."""
+    exchange = new_exchange()
+    exchange.receive_request(REQUEST)
+    exchange.start_response(status)
+    with pytest.raises(UsageError) as request:
+        exchange.receive_request(b"more")
+    with pytest.raises(UsageError) as head:
+        exchange.start_response(500)
+    assert (request.value.code, head.value.code) == ("out_of_order", "out_of_order")
+    exchange.receive_response(b"abc")
+    exchange.end_response()
+    assert exchange.signed == relay([b"abc"], None, status=status).signed
+
+
+@pytest.mark.parametrize(
+    ("content_type", "length", "chunks", "last"),
+    [
+        pytest.param(JSON, None, [b"{", b'"id":"a"}'], b'{"id":"a"}', id="JSON"),
+        pytest.param(EVENTS, None, [EVENT, DONE[:-1]], DONE, id="event stream"),
+        pytest.param(EVENTS, None, [EVENT, b"data: [DONE"], None, id="broken event stream"),
+        pytest.param(AUDIO, None, [b"a", b"b"], b"", id="raw"),
+        pytest.param(AUDIO, 3, [b"a", b"b"], b"c", id="raw of known length"),
+    ],
+)
+def test_the_signature_comes_with_the_last_bytes(
+    content_type: str, length: int | None, chunks: list[bytes], last: bytes | None
+) -> None:
+    """Before the call that returns the last bytes there is none: who drops the exchange half-way has signed nothing."""
+    exchange = new_exchange()
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200, content_type, content_length=length)
+    for chunk in chunks:
+        exchange.receive_response(chunk)
+        assert exchange.signed is None
+        assert not exchange.whole
+    rest = {EVENTS: b"\n", AUDIO: b"c"}.get(content_type, b"") if last else b""
+    out = (exchange.receive_response(rest) if rest and (length or content_type == EVENTS) else b"")
+    assert (out or exchange.end_response()) == (last or chunks[-1])
+    assert (exchange.signed is not None) is (last is not None)
+
+
+def test_what_comes_after_the_end_is_dropped() -> None:
+    """A signed response stays what it is."""
+    exchange = new_exchange()
+    exchange.start_response(200, AUDIO, content_length=1)
+    exchange.receive_response(b"x")
+    signed = exchange.signed
+    assert signed
+    assert (exchange.receive_response(b"y"), exchange.end_response(), exchange.signed) == (b"", b"", signed)
+
+
+def test_collecting_ends_where_the_body_turns_out_to_be_no_object() -> None:
+    """A JSON array need not be held in memory: it has no id, so it goes out as it comes."""
+    exchange = new_exchange()
+    exchange.start_response(200, JSON)
+    assert (exchange.collects, exchange.receive_response(b" \n")) == (True, b"")
+    assert (exchange.receive_response(b"["), exchange.collects) == (b" \n[", False)
+    assert exchange.receive_response(b"1]") == b"1]"
+
+
+def test_the_repr_shows_nothing_of_the_exchange() -> None:
+    """It may be logged at any moment: its random id and its state, none of its bytes."""
+    exchange = new_exchange()
+    exchange.receive_request(b"secret")
+    exchange.start_response(200, JSON)
+    exchange.receive_response(b'{"secret')
+    assert repr(exchange) == f"Exchange({SIGNATURE_ID}, JSON)"
+
+
+SPACE = st.text(alphabet=" \t\r\n", max_size=3).map(str.encode)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=4) | st.sampled_from(["id", "object"]), inner, max_size=3),
+    max_leaves=8,
+)
+DOCUMENTS = st.builds(
+    lambda before, value, ascii_only, indent, after: (
+        before + json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode() + after
+    ),
+    SPACE,
+    VALUES,
+    st.booleans(),
+    st.none() | st.integers(0, 2),
+    SPACE,
+)
+EVENT_STREAMS = st.lists(
+    st.sampled_from([EVENT, DONE, b"data: {}\r\n\r\n", b": c\n\n", b"data: [DONE]", b"\r", b"\n", b"x"]) | st.binary(max_size=4),
+    max_size=8,
+).map(b"".join)
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just(JSON), DOCUMENTS | st.binary() | st.binary().map(b"{".__add__)),
+        st.tuples(st.just(EVENTS), EVENT_STREAMS),
+        st.tuples(st.just(AUDIO), st.binary()),
+    ),
+    PLACES,
+    st.none() | st.integers(0, 60),
+)
+@settings(max_examples=2000, deadline=None)
+def test_any_response_is_the_same_however_it_is_cut(
+    response: tuple[str, bytes], places: list[int], length: int | None
+) -> None:
+    """For any body and any way of cutting it, the bytes out, the ids and the signatures are the same.
+
+    And what is signed is the digest of the bytes out, which are the bytes in unless an id was inserted.
+    """
+    content_type, body = response
+    whole = relay([body], content_type, content_length=length)
+    assert relay(cut(body, places), content_type, content_length=length) == whole
+    if whole.signed:
+        verify_exchange(REQUEST, whole.out, whole.signed.chat)
+    if whole.ids and NEW_ID in whole.ids:
+        assert json.loads(whole.out.decode(errors="surrogateescape"))["id"] == NEW_ID
+        assert whole.out.replace(MEMBER + b",", b"", 1) == body or whole.out.replace(MEMBER, b"", 1) == body
+    else:
+        assert body.startswith(whole.out)
+
+
+@given(VALUES.filter(lambda value: isinstance(value, dict) and "id" not in value), SPACE, PLACES)
+@settings(max_examples=300, deadline=None)
+def test_any_object_without_an_id_gets_one_and_keeps_the_rest(
+    value: dict[str, object], space: bytes, places: list[int]
+) -> None:
+    """For any such object, what the client decodes is the object with the id in front."""
+    outcome = relay(cut(space + json.dumps(value).encode(), places))
+    assert outcome.ids == (SIGNATURE_ID, NEW_ID)
+    assert list(json.loads(outcome.out).items()) == [("id", NEW_ID), *value.items()]
+
+
+def test_a_terminator_too_long_to_hold_leaves_the_stream_unsigned() -> None:
+    """What the scanner lets go has been seen by the client, so no signature could come before it."""
+    stream = b"data: [DONE]\n:" + b"x" * sse.MAX_HELD + b"\n\n"
+    assert relay([stream], EVENTS) == (stream, None)

@@ -1,0 +1,374 @@
+"""Keys, signatures and the signed text, against `eth-account`, `eth-keys` and `cryptography`."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from eth_account import Account
+from eth_account.messages import encode_defunct
+from eth_keys import KeyAPI
+from eth_keys.backends import NativeECCBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teesign import (
+    EcdsaSigner,
+    Ed25519Signer,
+    Identity,
+    MalformedError,
+    SigningAlgorithm,
+    SigningPair,
+    TeesignError,
+    TextVersion,
+    UsageError,
+    VerificationError,
+    recover_ecdsa_address,
+    signed_text,
+    verify_ed25519,
+)
+from teesign.testing import ECDSA_SECRET, ED25519_SEED, counting_random, fixed_pair
+
+CURVE_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
+ECDSA_SECRETS = st.integers(1, CURVE_ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
+SEEDS = st.binary(min_size=32, max_size=32)
+TEXT = signed_text("ab" * 32, "cd" * 32)
+CHAT = fixed_pair().sign(TEXT)
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    """Return `data` with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def recovered(text: str, signature: str) -> str | None:
+    """Return the recovered address, or None where recovery is refused."""
+    try:
+        return recover_ecdsa_address(text, signature)
+    except TeesignError:
+        return None
+
+
+@given(ECDSA_SECRETS, st.text())
+@settings(max_examples=60, deadline=None)
+def test_ecdsa_signatures_recover_with_eth_account(secret: bytes, text: str) -> None:
+    """Whatever is signed, eth-account recovers this key's EIP-55 address from the signature."""
+    signer = EcdsaSigner(secret)
+    address = Account.recover_message(encode_defunct(text=text), signature=signer.sign(text))
+    assert address == Account.from_key(secret).address == signer.identity.address
+    assert recover_ecdsa_address(text, signer.sign(text)) == address
+
+
+@given(ECDSA_SECRETS, st.text())
+@settings(max_examples=40, deadline=None)
+def test_ecdsa_signatures_are_those_of_rfc_6979(secret: bytes, text: str) -> None:
+    """The nonce is deterministic: the pure-Python implementation in eth-keys makes the same signature."""
+    signature = bytes.fromhex(EcdsaSigner(secret).sign(text).removeprefix("0x"))
+    digest = bytes(Account.sign_message(encode_defunct(text=text), secret).message_hash)
+    expected = KeyAPI(NativeECCBackend()).PrivateKey(secret).sign_msg_hash(digest)
+    assert signature == expected.to_bytes()[:64] + bytes([expected.v + 27])
+
+
+@given(ECDSA_SECRETS, st.text())
+@settings(max_examples=100, deadline=None)
+def test_ecdsa_signatures_have_a_low_s_and_a_v_of_27_or_28(secret: bytes, text: str) -> None:
+    """Strict verifiers refuse the other half of s (EIP-2), and wallets expect the old form of v."""
+    signature = EcdsaSigner(secret).sign(text)
+    assert len(signature) == 132
+    assert int(signature[66:130], 16) <= CURVE_ORDER // 2
+    assert int(signature[130:], 16) in (27, 28)
+
+
+@given(SEEDS, st.text())
+@settings(max_examples=100, deadline=None)
+def test_ed25519_signatures_verify_with_cryptography(seed: bytes, text: str) -> None:
+    """Whatever is signed, cryptography makes the same signature, accepts it, and derives the same public key."""
+    signer, oracle = Ed25519Signer(seed), Ed25519PrivateKey.from_private_bytes(seed)
+    signature = bytes.fromhex(signer.sign(text))
+    assert signature == oracle.sign(text.encode())
+    assert signer.identity.public_key == oracle.public_key().public_bytes_raw()
+    Ed25519PublicKey.from_public_bytes(signer.identity.address_bytes).verify(signature, text.encode())
+    verify_ed25519(text, signature.hex(), signer.identity.address)
+
+
+@pytest.mark.parametrize(
+    ("seed", "public_key", "text", "signature"),
+    [
+        pytest.param(
+            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+            "",
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+            "d25bf5f0595bbe24655141438e7a100b",
+            id="test 1",
+        ),
+        pytest.param(
+            "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+            "r",
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
+            "387b2eaeb4302aeeb00d291612bb0c00",
+            id="test 2",
+        ),
+    ],
+)
+def test_ed25519_vectors_of_rfc_8032(seed: str, public_key: str, text: str, signature: str) -> None:
+    """The test vectors of RFC 8032, section 7.1, whose messages are text."""
+    signer = Ed25519Signer(bytes.fromhex(seed))
+    assert (signer.identity.address, signer.sign(text)) == (public_key, signature)
+
+
+@pytest.mark.parametrize("text", ["", "hello", "grüße 👋", TEXT, "x" * 1000])
+def test_ecdsa_signatures_equal_those_of_eth_account(text: str) -> None:
+    """The length in the EIP-191 prefix counts bytes, not characters, and has as many digits as it needs."""
+    expected = Account.sign_message(encode_defunct(text=text), ECDSA_SECRET).signature
+    assert EcdsaSigner(ECDSA_SECRET).sign(text) == "0x" + bytes(expected).hex()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x5a" * 31, id="31 bytes"),
+        pytest.param(b"\x5a" * 33, id="33 bytes"),
+        pytest.param(bytes(32), id="zero"),
+        pytest.param(CURVE_ORDER.to_bytes(32, "big"), id="the curve's order"),
+        pytest.param(b"\xff" * 32, id="above the curve's order"),
+    ],
+)
+def test_what_is_no_ecdsa_key_is_refused(secret: bytes) -> None:
+    """A key that cannot sign is refused when it is given, not when it is first used."""
+    with pytest.raises(UsageError) as caught:
+        EcdsaSigner(secret)
+    assert caught.value.code == "bad_key"
+
+
+@pytest.mark.parametrize("length", [0, 31, 33, 64])
+def test_what_is_no_ed25519_seed_is_refused(length: int) -> None:
+    """A seed has 32 bytes; the 64 of an expanded key are not one."""
+    with pytest.raises(UsageError) as caught:
+        Ed25519Signer(bytes(length))
+    assert caught.value.code == "bad_key"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [b"\x5a" * 31, b"\x5a" * 33, (CURVE_ORDER + 1).to_bytes(32, "big"), b"\xff" * 32],
+    ids=["31 bytes", "33 bytes", "order + 1", "2^256 - 1"],
+)
+def test_refusals_do_not_show_the_key(secret: bytes) -> None:
+    """Nothing in the chain of errors spells the key, in hex, as bytes or as a number."""
+    with pytest.raises(UsageError) as caught:
+        EcdsaSigner(secret)
+    error: BaseException | None = caught.value
+    while error is not None:
+        shown = f"{error} {error!r}".lower()
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
+        assert str(int.from_bytes(secret, "big")) not in shown
+        error = error.__cause__ or error.__context__
+
+
+def test_reprs_hold_no_secret() -> None:
+    """Signers end up in logs and tracebacks; what they print is public."""
+    pair = fixed_pair()
+    shown = repr([pair, pair.ecdsa, pair.ed25519, pair.identity("ecdsa"), pair.identity("ed25519")])
+    assert pair.ecdsa.identity.address in shown
+    for secret in (ECDSA_SECRET, ED25519_SEED):
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
+
+
+def test_a_pair_signs_with_both_keys_under_their_own_addresses() -> None:
+    """A SignedChat holds the text, and each signature beside the address that made it."""
+    assert CHAT.text == TEXT
+    assert recover_ecdsa_address(TEXT, CHAT.signature_ecdsa) == CHAT.signing_address_ecdsa
+    verify_ed25519(TEXT, CHAT.signature_ed25519, CHAT.signing_address_ed25519)
+
+
+def test_generated_pairs_take_two_different_keys_from_the_random_source() -> None:
+    """The two keys are drawn one after the other: they must not share their bytes."""
+    pair = SigningPair.generate(counting_random())
+    expected = SigningPair.from_secrets((1).to_bytes(32, "big"), (2).to_bytes(32, "big"))
+    assert pair.sign(TEXT) == expected.sign(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "expected"),
+    [
+        ("v1", "", "aa:bb"),
+        ("v1", "some/model", "aa:bb"),
+        ("v2", "some/model", "some/model:aa:bb"),
+        ("v2", "with:colon", "with:colon:aa:bb"),
+    ],
+)
+def test_the_signed_text(version: TextVersion, model: str, expected: str) -> None:
+    """The model's name is part of version 2 only."""
+    assert signed_text("aa", "bb", version=version, model=model) == expected
+
+
+@pytest.mark.parametrize("v", [0, 1])
+def test_recovery_accepts_v_without_the_offset(v: int) -> None:
+    """Some libraries write v as 0 or 1 instead of 27 or 28."""
+    texts = (f"{TEXT}{n}" for n in range(100))
+    text, signature = next((t, s) for t in texts if (s := fixed_pair().ecdsa.sign(t)).endswith(f"{27 + v:x}"))
+    assert recover_ecdsa_address(text, f"{signature[:-2]}{v:02x}") == CHAT.signing_address_ecdsa
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("0x", id="prefix only"),
+        pytest.param(CHAT.signature_ecdsa[:-2], id="64 bytes"),
+        pytest.param(CHAT.signature_ecdsa + "00", id="66 bytes"),
+        pytest.param(CHAT.signature_ecdsa[:-1], id="half a byte"),
+        pytest.param("0x" + CHAT.signature_ecdsa, id="prefixed twice"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "zz", id="not hex"),
+        pytest.param(CHAT.signature_ecdsa[:64] + "  " + CHAT.signature_ecdsa[66:], id="spaces for digits"),
+        pytest.param(CHAT.signature_ecdsa[:64] + " " + CHAT.signature_ecdsa[64:], id="an additional space"),
+        pytest.param(CHAT.signature_ecdsa + "\n", id="trailing line end"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "\uff11\uff12", id="digits of another script"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "02", id="v is 2"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "1a", id="v is 26"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "1d", id="v is 29"),
+        pytest.param(CHAT.signature_ecdsa[:-2] + "ff", id="v is 255"),
+    ],
+)
+def test_what_is_no_ecdsa_signature_is_malformed(signature: str) -> None:
+    """65 bytes of hex with a known v, and nothing else: a value must have one spelling."""
+    with pytest.raises(MalformedError) as caught:
+        recover_ecdsa_address(TEXT, signature)
+    assert caught.value.code == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    ("r", "s"),
+    [
+        pytest.param(0, 1, id="r is zero"),
+        pytest.param(1, 0, id="s is zero"),
+        pytest.param(CURVE_ORDER, 1, id="r is the order"),
+        pytest.param(5, 1, id="r is no x coordinate"),
+        pytest.param(1, CURVE_ORDER // 2 + 1, id="s is in the upper half"),
+        pytest.param(1, 2**256 - 1, id="s is above the order"),
+    ],
+)
+def test_what_no_key_can_have_made_is_unrecoverable(r: int, s: int) -> None:
+    """Values that are well-formed and still no signature fail verification instead of recovering to something."""
+    with pytest.raises(VerificationError) as caught:
+        recover_ecdsa_address(TEXT, f"0x{r:064x}{s:064x}1b")
+    assert caught.value.code == "ecdsa_unrecoverable"
+
+
+def test_the_twin_with_a_high_s_is_refused() -> None:
+    """Negating s gives a second signature that recovers to the same key; only the lower one counts."""
+    raw = bytes.fromhex(CHAT.signature_ecdsa[2:])
+    twin = raw[:32] + (CURVE_ORDER - int.from_bytes(raw[32:64], "big")).to_bytes(32, "big") + bytes([raw[64] ^ 7])
+    assert Account.recover_message(encode_defunct(text=TEXT), signature=twin) == CHAT.signing_address_ecdsa
+    with pytest.raises(VerificationError) as caught:
+        recover_ecdsa_address(TEXT, twin.hex())
+    assert caught.value.code == "ecdsa_unrecoverable"
+
+
+def test_no_bit_of_an_ecdsa_signature_can_be_changed() -> None:
+    """Every one-bit change is refused, or recovers to somebody else."""
+    raw = bytes.fromhex(CHAT.signature_ecdsa[2:])
+    for bit in range(8 * len(raw)):
+        assert recovered(TEXT, flip(raw, bit).hex()) != CHAT.signing_address_ecdsa
+
+
+def test_no_bit_of_the_text_can_be_changed_under_an_ecdsa_signature() -> None:
+    """The signature of one text never recovers to the same key for another."""
+    for bit in (bit for bit in range(8 * len(TEXT)) if bit % 8 != 7):
+        assert recovered(flip(TEXT.encode(), bit).decode(), CHAT.signature_ecdsa) != CHAT.signing_address_ecdsa
+
+
+def test_no_bit_of_an_ed25519_signature_can_be_changed() -> None:
+    """Every one-bit change is refused: s is checked to be reduced, so there is no second spelling."""
+    raw = bytes.fromhex(CHAT.signature_ed25519)
+    for bit in range(8 * len(raw)):
+        with pytest.raises(VerificationError, match="not this address's"):
+            verify_ed25519(TEXT, flip(raw, bit).hex(), CHAT.signing_address_ed25519)
+
+
+def test_no_bit_of_the_text_can_be_changed_under_an_ed25519_signature() -> None:
+    """The signature of one text is never accepted for another."""
+    for bit in (bit for bit in range(8 * len(TEXT)) if bit % 8 != 7):
+        with pytest.raises(VerificationError, match="not this address's"):
+            verify_ed25519(flip(TEXT.encode(), bit).decode(), CHAT.signature_ed25519, CHAT.signing_address_ed25519)
+
+
+@pytest.mark.parametrize(
+    ("signature", "address", "code"),
+    [
+        pytest.param("", CHAT.signing_address_ed25519, "bad_signature", id="empty signature"),
+        pytest.param(CHAT.signature_ed25519[2:], CHAT.signing_address_ed25519, "bad_signature", id="short signature"),
+        pytest.param(CHAT.signature_ed25519 + "00", CHAT.signing_address_ed25519, "bad_signature", id="long signature"),
+        pytest.param(CHAT.signature_ed25519 + " ", CHAT.signing_address_ed25519, "bad_signature", id="trailing space"),
+        pytest.param("zz" * 64, CHAT.signing_address_ed25519, "bad_signature", id="signature is not hex"),
+        pytest.param(CHAT.signature_ed25519, "", "bad_address", id="empty address"),
+        pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ed25519[2:], "bad_address", id="short address"),
+        pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ed25519[:-2] + " 0", "bad_address", id="with a space"),
+        pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ecdsa, "bad_address", id="an ECDSA address"),
+    ],
+)
+def test_what_is_no_ed25519_signature_or_address_is_malformed(signature: str, address: str, code: str) -> None:
+    """Hex of exactly the right length, and nothing else."""
+    with pytest.raises(MalformedError) as caught:
+        verify_ed25519(TEXT, signature, address)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("point", ["00" * 32, "01" + "00" * 31, "ff" * 32], ids=["order 4", "identity", "no point"])
+def test_ed25519_keys_that_sign_everything_are_refused(point: str) -> None:
+    """For a key of small order, some signature fits every text; none may be accepted."""
+    with pytest.raises(VerificationError) as caught:
+        verify_ed25519(TEXT, "01" + "00" * 63, point)
+    assert caught.value.code == "ed25519_mismatch"
+
+
+def test_text_that_has_no_utf8_form_was_signed_by_nobody() -> None:
+    """JSON can spell a lone surrogate; a text that holds one fails verification instead of crashing the verifier."""
+    with pytest.raises(VerificationError) as ecdsa:
+        recover_ecdsa_address("\ud800", CHAT.signature_ecdsa)
+    with pytest.raises(VerificationError) as ed25519:
+        verify_ed25519("\ud800", CHAT.signature_ed25519, CHAT.signing_address_ed25519)
+    assert (ecdsa.value.code, ed25519.value.code) == ("ecdsa_unrecoverable", "ed25519_mismatch")
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_an_identity_follows_from_the_public_key(algorithm: SigningAlgorithm) -> None:
+    """A verifier who has only the public key gets the same identity as the signer."""
+    identity = fixed_pair().identity(algorithm)
+    assert identity.algorithm == algorithm
+    assert Identity.from_public_key(algorithm, identity.public_key) == identity
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "length"),
+    [("ecdsa", 0), ("ecdsa", 32), ("ecdsa", 33), ("ecdsa", 65), ("ed25519", 0), ("ed25519", 31), ("ed25519", 64)],
+)
+def test_a_public_key_of_another_length_is_refused(algorithm: SigningAlgorithm, length: int) -> None:
+    """Compressed keys and keys with the 04 in front are not what the wire format carries."""
+    with pytest.raises(UsageError) as caught:
+        Identity.from_public_key(algorithm, bytes(length))
+    assert caught.value.code == "bad_key"
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_an_identity_matches_its_address_in_any_case_and_with_or_without_prefix(algorithm: SigningAlgorithm) -> None:
+    """Checksums are a help for people; two spellings of an address are the same address."""
+    identity = fixed_pair().identity(algorithm)
+    digits = identity.address_bytes.hex()
+    for address in (identity.address, digits, digits.upper(), "0x" + digits, "0X" + digits.upper()):
+        assert identity.matches(address)
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_an_identity_matches_nothing_else(algorithm: SigningAlgorithm) -> None:
+    """Neither a part of the address, nor more than it, nor another one."""
+    identity = fixed_pair().identity(algorithm)
+    digits = identity.address_bytes.hex()
+    for address in ("", "0x", digits[:-1], digits + "0", " " + digits, flip(identity.address_bytes, 0).hex()):
+        assert not identity.matches(address)
