@@ -1,11 +1,11 @@
-"""One request, its response, and the signature over both.
+r"""One request, its response, and the signature over both.
 
 Theory of operation. An `Exchange` is a state machine without I/O that a gateway feeds with the bytes of one request
 and one response. It returns the bytes that may go to the client and, at the moment the response is whole, sets
 `signed`. The states follow each other in one direction:
 
     REQUEST --start_response--> JSON or EVENT_STREAM or RAW --the response is whole--> SIGNED
-                           \\--> UNSIGNED (not 2xx)          \\--ended too early------> UNSIGNED
+                           \--> UNSIGNED (not 2xx)          \--ended too early------> UNSIGNED
 
 How the response is handled follows from its head alone:
 
@@ -294,7 +294,7 @@ class Exchange:
         """Return the document, with an id spliced in if it is an object without one, and the id."""
         found = read_id(document)
         if found is None or found.present:
-            return document, found and found.value
+            return document, None if found is None else found.value
         chat_id = f"{self._id_prefix}-{self._random(12).hex()}"
         opening = document.index(b"{") + 1
         separator = b"" if document[opening:].lstrip(_JSON_SPACE).startswith(b"}") else b","

@@ -245,9 +245,7 @@ def event_digest(event: Event) -> str | None:
     payload = unhex(event.event_payload)
     if payload is None or not 0 <= event.event_type < 2**32:
         return None
-    return sha384(
-        b":".join((event.event_type.to_bytes(4, "little"), event.event.encode(), payload))
-    ).hexdigest()
+    return sha384(b":".join((event.event_type.to_bytes(4, "little"), event.event.encode(), payload))).hexdigest()
 
 
 def _certification_data(signature_data: bytes) -> tuple[int, bytes]:

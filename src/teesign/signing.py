@@ -227,10 +227,11 @@ def recover_ecdsa_address(text: str, signature: str) -> str:
         VerificationError: `ecdsa_unrecoverable` if no key can have made it, or if s is not in the lower half (EIP-2).
     """
     # Importing eth-keys costs more than the rest of the package together, and signing does not need it.
-    from eth_keys.backends import CoinCurveECCBackend
+    from eth_keys.backends.coincurve import CoinCurveECCBackend
     from eth_keys.constants import SECPK1_N
     from eth_keys.datatypes import Signature
-    from eth_keys.exceptions import BadSignature, ValidationError
+    from eth_keys.exceptions import BadSignature
+    from eth_utils.exceptions import ValidationError
 
     raw = _signature_bytes(signature, "ecdsa")
     v = raw[64] - 27 if raw[64] >= 27 else raw[64]

@@ -122,11 +122,9 @@ class EventStreamScanner:
 
     def _is_unremarkable(self, chunk: bytes) -> bool:
         """Tell whether a chunk that ends an event can be forwarded without looking at its lines."""
-        return (
-            self.event_id is not None and not self._tail and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk
-        )
+        return self.event_id is not None and not self._tail and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk
 
-    def _scan(self, buffer: bytes) -> int:
+    def _scan(self, buffer: bytes) -> int:  # noqa: C901, PLR0912 - cut up, the states would be harder to follow
         """Read the lines of `buffer` that are not scanned yet; return how many of its bytes may be handed out."""
         position = self._scanned
         done_at = 0 if self._done_pending else None

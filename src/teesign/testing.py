@@ -10,8 +10,17 @@ from typing import Final
 
 from .attestation import GpuEvidence, Quote
 from .signing import SigningPair
+from .sources.simulated import simulated_evidence, simulated_quote
 
-__all__ = ["ECDSA_SECRET", "ED25519_SEED", "ManualClock", "counting_random", "fixed_evidence", "fixed_pair", "fixed_quote"]
+__all__ = [
+    "ECDSA_SECRET",
+    "ED25519_SEED",
+    "ManualClock",
+    "counting_random",
+    "fixed_evidence",
+    "fixed_pair",
+    "fixed_quote",
+]
 
 ECDSA_SECRET: Final = bytes(range(1, 33))
 ED25519_SEED: Final = bytes(range(33, 65))
@@ -55,13 +64,9 @@ class ManualClock:
 
 def fixed_quote(report_data: bytes) -> Quote:
     """Return a quote with the right layout over this report data, marked as simulated."""
-    from .sources.simulated import simulated_quote
-
     return simulated_quote(report_data)
 
 
 def fixed_evidence(nonce: bytes) -> GpuEvidence:
     """Return the evidence of one GPU around this nonce, marked as simulated."""
-    from .sources.simulated import simulated_evidence
-
     return simulated_evidence(nonce)

@@ -76,9 +76,7 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     )
 
 
-def verify_report_data(
-    quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None
-) -> bytes:
+def verify_report_data(quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None) -> bytes:
     """Check that a quote's report data binds this key, this nonce and, where given, this TLS key.
 
     What it does NOT establish: that the quote is genuine. Verify its signature for that.

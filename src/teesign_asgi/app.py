@@ -326,7 +326,9 @@ class App:
     def _note_attestation_failure(self, error: Exception) -> None:
         self.metrics.attestation_failures.inc()
         # The message of an error of our own says which part failed and why, and quotes nothing; others might.
-        cause = {"cause": str(error)} if isinstance(error, TeesignError | CertificateError) else describe_exception(error)
+        cause = (
+            {"cause": str(error)} if isinstance(error, TeesignError | CertificateError) else describe_exception(error)
+        )
         log_event(logging.ERROR, "an attestation report could not be collected", **cause)
 
     def _note(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome, duration: float) -> None:

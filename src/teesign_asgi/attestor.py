@@ -6,8 +6,8 @@ once, because nobody is helped by a queue that takes minutes.
 
 A report with a nonce is always collected afresh. One without may be served as the ready bytes of an earlier one, for as
 long as the cache allows. It is collected by a background task that all requests which need it wait for, so there is one
-collection however many wait, and it goes on when the one that started it leaves. Once such a report is half as old as it
-may get, the next request for it starts that task ahead of time and is still answered at once from the cache. A
+collection however many wait, and it goes on when the one that started it leaves. Once such a report is half as old as
+it may get, the next request for it starts that task ahead of time and is still answered at once from the cache. A
 collection that failed leaves nothing behind: those who waited for it are told, and the next request tries again.
 """
 

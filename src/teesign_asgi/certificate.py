@@ -1,4 +1,4 @@
-"""The TLS certificate that reports can bind: the SHA-256 of its subject public key info (SPKI, RFC 5280 section 4.1.2.7).
+"""The TLS certificate that reports can bind, by the SHA-256 of its subject public key info (RFC 5280, 4.1.2.7).
 
 The file is read again when it has changed, because certificates are renewed under running servers.
 """

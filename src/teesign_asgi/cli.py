@@ -43,7 +43,7 @@ def teesign() -> None:
 
 def _settings_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one flag for each variable of the settings table."""
-    for variable in reversed(VARIABLES.values()):
+    for variable in reversed(list(VARIABLES.values())):
         advice = " Shows in process listings: prefer the variable." if variable.secret else ""
         flag = "--" + variable.name.lower().replace("_", "-")
         help_text = f"{variable.help}{advice} [{variable.name}]"
@@ -93,7 +93,7 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
 @click.option("--port", default=0, help="Port to listen on; any free one by default.")
 def demo(*, once: bool, port: int) -> None:
     """Show a signed answer and every check of it, with a model that echoes."""
-    from .demo import run_demo
+    from .demo import run_demo  # it brings the client, which `serve` has no use for
 
     sys.exit(run_demo(once=once, port=port))
 

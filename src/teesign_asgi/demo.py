@@ -43,7 +43,7 @@ __all__ = ["EchoModel", "run_demo"]
 MODEL: Final = "echo"
 PROMPT: Final = "Every byte of this answer is signed."
 _PACE: Final = 0.08
-_LOG_NOTHING: Final = {"loggers": {"_granian": {"handlers": []}, "granian.access": {"handlers": []}}}
+_LOG_NOTHING: Final[dict[str, Any]] = {"loggers": {"_granian": {"handlers": []}, "granian.access": {"handlers": []}}}
 
 
 class EchoModel:
@@ -91,7 +91,9 @@ def _last_message(chat: dict[str, Any]) -> str:
 
 
 def _json_response(status: int, value: Any) -> httpcore.Response:
-    return httpcore.Response(status, headers=[(b"content-type", b"application/json")], content=json.dumps(value).encode())
+    return httpcore.Response(
+        status, headers=[(b"content-type", b"application/json")], content=json.dumps(value).encode()
+    )
 
 
 def run_demo(*, once: bool, port: int) -> int:
@@ -131,7 +133,7 @@ async def _serve_and_check(settings: Settings, token: str, *, once: bool) -> int
             _show_what_to_try(settings.listen_port, token)
             await serving
     finally:
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call] # granian leaves it without annotations
         await serving
     return 0 if passed else 1
 
@@ -156,7 +158,9 @@ class _Visit:
 
     def run(self) -> bool:
         """Chat, fetch the signature and the attestation reports, check everything; return whether all is well."""
-        request = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": PROMPT}]}).encode()
+        request = json.dumps(
+            {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": PROMPT}]}
+        ).encode()
         self._wait_until_ready()
         click.secho("The model answers, through the proxy:", bold=True)
         signature_id, response = self._chat(request)
@@ -166,7 +170,7 @@ class _Visit:
 
         def exchange() -> str:
             verify_exchange(request, response, chat)
-            return f"{request_sha256}\n{'':22}{response_sha256}"
+            return f"{request_sha256}\n{'':24}{response_sha256}"
 
         def ecdsa() -> str:
             recovered = recover_ecdsa_address(chat.text, chat.signature_ecdsa)
@@ -228,7 +232,7 @@ class _Visit:
         if not identity.matches(address):
             raise TeesignError("The report is about another key.", code="address_mismatch")
         data = verify_report_data(parse_quote(bytes.fromhex(report["intel_quote"])), identity, nonce)
-        return f"{data[:32].hex()}\n{'':22}{data[32:].hex()}"
+        return f"{data[:32].hex()}\n{'':24}{data[32:].hex()}"
 
 
 def _word(line: bytes) -> str:
@@ -244,9 +248,9 @@ def _tick(name: str, check: Callable[[], str]) -> bool:
     try:
         value = check()
     except TeesignError as error:
-        click.echo(f"{click.style('✗', fg='red')} {name:20}{error} ({error.code})")
+        click.echo(f"{click.style('✗', fg='red')} {name:22}{error} ({error.code})")
         return False
-    click.echo(f"{click.style('✓', fg='green')} {name:20}{value}")
+    click.echo(f"{click.style('✓', fg='green')} {name:22}{value}")
     return True
 
 

@@ -90,9 +90,7 @@ def not_found(message: str) -> HttpError:
 
 def method_not_allowed(allowed: str) -> HttpError:
     """Return the answer to a known path with another method than the one given here."""
-    return HttpError(
-        405, "method_not_allowed", f"Method not allowed. Use {allowed}", ((b"allow", allowed.encode()),)
-    )
+    return HttpError(405, "method_not_allowed", f"Method not allowed. Use {allowed}", ((b"allow", allowed.encode()),))
 
 
 def payload_too_large(limit: int) -> HttpError:
@@ -102,9 +100,7 @@ def payload_too_large(limit: int) -> HttpError:
 
 def rate_limited(retry_after: int) -> HttpError:
     """Return the answer to a client that has used up its requests for the next `retry_after` seconds."""
-    return HttpError(
-        429, "rate_limited", "Too many requests", ((b"retry-after", str(retry_after).encode()),)
-    )
+    return HttpError(429, "rate_limited", "Too many requests", ((b"retry-after", str(retry_after).encode()),))
 
 
 def server_error() -> HttpError:

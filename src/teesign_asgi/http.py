@@ -276,7 +276,10 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[byte
     """
     listed = list(headers)
     named = {
-        option.strip().lower() for name, value in listed if name.lower() == b"connection" for option in value.split(b",")
+        option.strip().lower()
+        for name, value in listed
+        if name.lower() == b"connection"
+        for option in value.split(b",")
     }
     dropped = HOP_BY_HOP | leave_out | named
     return [(name, value) for name, value in listed if name.lower().replace(b"_", b"-") not in dropped]

@@ -2,8 +2,8 @@
 
 Nothing here ever holds a body, a query, a token or a key. Labels of metrics come from the endpoint table and from
 status codes, never from what a client sent. Of a backend's error message only words of a fixed vocabulary are kept: a
-message may quote what the user wrote in any form, so there is no pattern to search for, but a prompt made of nothing but
-these words gives nothing away.
+message may quote what the user wrote in any form, so there is no pattern to search for; but a prompt made of nothing
+but these words gives nothing away.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _MAX_LOGGED_WORDS: Final = 40
 _ERROR_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,63}")
 _WORD: Final = re.compile(r"[A-Za-z']+|[^A-Za-z'\s]+")
 
-_VOCABULARY: Final = frozenset(
-    """
-    a above access already an and another api are argument as at authentication authorization available backend bad be
-    because been before below body bytes call cannot capacity chat class client completion completions connection
+_WORDS: Final = """
+    a above access already an and another api are argument as at authentication authorization available backend bad
+    be because been before below body bytes call cannot capacity chat class client completion completions connection
     content context could currently does doesn't during empty encoder engine equal error exceed exceeded exceeds
-    exist expected failed feature field file finish finished for format found from gateway greater had has have header
-    however id image implemented in initialized input instead internal invalid is it its json key larger least length
-    less limit list loaded longer longest lora many max maximum message messages method minimum missing model models more
-    must no not number object of on one only or out output outside parameter parse parsing per permission please prefix
-    processing prompt provided queue range rate reached reason received reduce refused request requested requests
-    required response retry role sampling schema server service set should size smaller specified state stopped
-    stream string such support supported template temperature terminated than that the their then there this time
-    timeout to token tokenizer tokens too tool tools type unable unavailable unexpected unknown unprocessable
-    unsupported usage use user validation value values was were when which while with within without you your
-    """.split()
-)
+    exist expected failed feature field file finish finished for format found from gateway greater had has have
+    header however id image implemented in initialized input instead internal invalid is it its json key larger
+    least length less limit list loaded longer longest lora many max maximum message messages method minimum missing
+    model models more must no not number object of on one only or out output outside parameter parse parsing per
+    permission please prefix processing prompt provided queue range rate reached reason received reduce refused
+    request requested requests required response retry role sampling schema server service set should size smaller
+    specified state stopped stream string such support supported template temperature terminated than that the their
+    then there this time timeout to token tokenizer tokens too tool tools type unable unavailable unexpected unknown
+    unprocessable unsupported usage use user validation value values was were when which while with within without
+    you your
+"""
+_VOCABULARY: Final = frozenset(_WORDS.split())
 
 
 class Metrics:

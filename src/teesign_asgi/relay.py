@@ -188,11 +188,7 @@ class Relay:
         if endpoint.handling is Handling.RELAY_ANYTHING:
             headers = end_to_end(request.headers, _NEVER_SENT | {b"accept-encoding", b"via"})
         else:
-            headers = [
-                (name, value)
-                for name in _NAMED_REQUEST_HEADERS
-                if (value := request.header(name)) is not None
-            ]
+            headers = [(name, value) for name in _NAMED_REQUEST_HEADERS if (value := request.header(name)) is not None]
         came_by = [*request.header_values(b"via")] if endpoint.handling is Handling.RELAY_ANYTHING else []
         return [*headers, (b"accept-encoding", b"identity"), (b"via", b", ".join([*came_by, self._via]))]
 

@@ -47,7 +47,6 @@ class Endpoint:
         signed: whether 2xx responses are signed.
         id_prefix: what an inserted id starts with.
         limit: which of the body limits holds.
-        label: what it is called in metrics and logs.
     """
 
     method: str
@@ -63,6 +62,7 @@ class Endpoint:
 
     @property
     def label(self) -> str:
+        """What it is called in metrics and logs."""
         return self.path if self.handling is not Handling.SIGNATURE else f"{self.path}{{chat_id}}"
 
 
@@ -147,8 +147,8 @@ def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
     """
     endpoint = _BY_PATH.get(path)
     if endpoint is None or endpoint is _SIGNATURES:
-        head, slash, segment = raw_path.decode("latin-1").rpartition("/")
-        if unquote(head + slash) != _SIGNATURES.path or not slash:
+        directory = raw_path[: raw_path.rfind(b"/") + 1].decode("latin-1")
+        if unquote(directory) != _SIGNATURES.path:
             return CATCH_ALL
         endpoint = _SIGNATURES
     if endpoint.method != method:

@@ -162,7 +162,9 @@ class Settings:
     backend_url: str = _variable(
         "VLLM_BASE_URL", _url, "http://localhost:9000", "Backend to relay to.", default="http://localhost:8000"
     )
-    dev: bool = _variable("DEV", _boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False)
+    dev: bool = _variable(
+        "DEV", _boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False
+    )
     gpu_no_hw_mode: bool = _variable("GPU_NO_HW_MODE", _boolean, "1", "Canned GPU evidence.", default=False)
     signature_ttl: float = _variable(
         "CHAT_CACHE_EXPIRATION", _seconds(zero=False), "1200", "How long signatures are kept, seconds.", default=1200.0
@@ -171,7 +173,11 @@ class Settings:
         "VLLM_PROXY_MAX_REQUEST_SIZE", _integer(1), "10485760", "Limit of JSON bodies, bytes.", default=10 * 1024**2
     )
     max_image_request_bytes: int = _variable(
-        "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE", _integer(1), "52428800", "Limit of image requests, bytes.", default=50 * 1024**2
+        "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE",
+        _integer(1),
+        "52428800",
+        "Limit of image requests, bytes.",
+        default=50 * 1024**2,
     )
     max_audio_request_bytes: int = _variable(
         "VLLM_PROXY_MAX_AUDIO_REQUEST_SIZE",
@@ -186,10 +192,18 @@ class Settings:
     listen_port: int = _variable("LISTEN_PORT", _integer(1, 65535), "8000", "Port to listen on.", default=8000)
     listen_host: str = _variable("LISTEN_HOST", _text, "0.0.0.0", "Address to listen on.", default="0.0.0.0")  # noqa: S104 - the contract's default
     images_url: str | None = _variable(
-        "VLLM_IMAGES_URL", _url, "http://images:9000/v1/images/generations", "Other backend for image generation.", default=None
+        "VLLM_IMAGES_URL",
+        _url,
+        "http://images:9000/v1/images/generations",
+        "Other backend for image generation.",
+        default=None,
     )
     images_edits_url: str | None = _variable(
-        "VLLM_IMAGES_EDITS_URL", _url, "http://images:9000/v1/images/edits", "Other backend for image edits.", default=None
+        "VLLM_IMAGES_EDITS_URL",
+        _url,
+        "http://images:9000/v1/images/edits",
+        "Other backend for image edits.",
+        default=None,
     )
     transcriptions_url: str | None = _variable(
         "VLLM_TRANSCRIPTIONS_URL",
@@ -205,7 +219,11 @@ class Settings:
         "VLLM_SCORE_URL", _url, "http://rerank:9000/v1/score", "Other backend for scoring.", default=None
     )
     backend_timeout: float = _variable(
-        "VLLM_PROXY_TIMEOUT_SECS", _seconds(zero=False), "600", "Longest silence from the backend, seconds.", default=600.0
+        "VLLM_PROXY_TIMEOUT_SECS",
+        _seconds(zero=False),
+        "600",
+        "Longest silence from the backend, seconds.",
+        default=600.0,
     )
     rate_limit_per_second: int = _variable(
         "RATE_LIMIT_PER_SECOND", _integer(1), "100", "Requests a second and client IP.", default=100
@@ -217,37 +235,59 @@ class Settings:
         "TRUSTED_PROXY_HOPS", _integer(0, 100), "1", "Proxies in front whose X-Forwarded-For entry counts.", default=0
     )
     signature_cache_max_entries: int = _variable(
-        "SIGNATURE_CACHE_MAX_ENTRIES", _integer(1), "1000000", "Signed responses kept; oldest go first.", default=1_000_000
+        "SIGNATURE_CACHE_MAX_ENTRIES",
+        _integer(1),
+        "1000000",
+        "Signed responses kept; oldest go first.",
+        default=1_000_000,
     )
     attestation_cache_ttl: float = _variable(
-        "ATTESTATION_CACHE_TTL", _seconds(zero=True), "300", "How long a report serves, seconds; 0: never.", default=300.0
+        "ATTESTATION_CACHE_TTL",
+        _seconds(zero=True),
+        "300",
+        "How long a report serves, seconds; 0: never.",
+        default=300.0,
     )
-    public_attestation: bool = _variable(
-        "PUBLIC_ATTESTATION", _boolean, "1", "Reports without a token.", default=False
-    )
+    public_attestation: bool = _variable("PUBLIC_ATTESTATION", _boolean, "1", "Reports without a token.", default=False)
     trust_request_hash: bool = _variable(
-        "TRUST_REQUEST_HASH", _boolean, "1", "Sign the hash in X-Request-Hash; only behind a gateway of yours.", default=False
+        "TRUST_REQUEST_HASH",
+        _boolean,
+        "1",
+        "Sign the hash in X-Request-Hash; only behind a gateway of yours.",
+        default=False,
     )
     allow_backend_admin: bool = _variable(
         "ALLOW_BACKEND_ADMIN", _boolean, "1", "Relay administrative paths of the engine.", default=False
     )
     signed_text: Literal["v1", "v2"] = _variable(
-        "SIGNED_TEXT", _choice("v1", "v2"), "v1", "Form of the signed text: v1, or v2 with the model's name.", default="v1"
+        "SIGNED_TEXT",
+        _choice("v1", "v2"),
+        "v1",
+        "Form of the signed text: v1, or v2 with the model's name.",
+        default="v1",
     )
-    tls_cert_path: Path | None = _variable(
+    tls_cert_path: Path | None = _variable(  # noqa: RUF009 - it declares the field
         "TLS_CERT_PATH", _certificate, "/etc/tls/cert.pem", "Certificate (PEM) that reports can bind.", default=None
     )
     gpu_evidence_python: str | None = _variable(
         "GPU_EVIDENCE_PYTHON", _text, "/opt/gpu/bin/python", "Interpreter that has nv-attestation-sdk.", default=None
     )
     gpu_evidence_command: str | None = _variable(
-        "GPU_EVIDENCE_COMMAND", _text, "/opt/gpu/worker --all", "Program that takes the evidence worker's place.", default=None
+        "GPU_EVIDENCE_COMMAND",
+        _text,
+        "/opt/gpu/worker --all",
+        "Program that takes the evidence worker's place.",
+        default=None,
     )
     log_format: Literal["text", "json"] = _variable(
         "LOG_FORMAT", _choice("text", "json"), "json", "Log lines: text, or json for machines.", default="text"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _variable(
-        "LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "Least severe level that is logged.", default="info"
+        "LOG_LEVEL",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "Least severe level that is logged.",
+        default="info",
     )
 
     @classmethod
@@ -275,7 +315,6 @@ class Settings:
         if problems:
             raise SettingsError(tuple(problems))
         return cls(**values)
-
 
     def warnings(self) -> tuple[str, ...]:
         """Return what an operator should be told at every start."""

@@ -1,7 +1,7 @@
 """The backend: requests out, responses in, every failure as a `BackendError`.
 
-Anything with httpcore's request interface can stand here; by default it is httpcore's own connection pool. This module
-is the one place that calls it, so it is also the one place where its exceptions are translated. They are never chained or
+Anything with httpcore's request interface can stand here; by default it is httpcore's own connection pool. This is the
+one place that calls it, so it is also the one place where its exceptions are translated. They are never chained or
 logged as text: HTTP libraries quote what the other side sent.
 
 A pooled connection that the backend has closed in the meantime shows itself at once: writing fails, or reading ends

@@ -167,8 +167,9 @@ class DstackAgent:
         raise failure from cause
 
     async def _asked(self, ask: Callable[[AsyncDstackClient], Awaitable[_Answer]]) -> _Answer:
-        client = self._client or await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout)
-        self._client = client
+        client = self._client
+        if client is None:
+            client = self._client = await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout)
         try:
             async with client:
                 return await ask(client)

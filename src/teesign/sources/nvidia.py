@@ -1,8 +1,8 @@
 """Evidence from NVIDIA GPUs, collected by a worker process.
 
 Theory of operation. NVIDIA's library blocks, prints, and pins other people's packages, so it never runs in this
-process: a worker does the collecting, and is spoken to in JSON lines (docs/attestation.md describes the protocol). It is
-started by the first call, serves all later ones, and is replaced after any failure, with growing pauses between them.
+process: a worker does the collecting, and is spoken to in JSON lines (docs/attestation.md describes the protocol). It
+is started by the first call, serves all later ones, and is replaced after any failure, with growing pauses.
 
 One call at a time has the worker; the others wait in line. A call that is cancelled leaves the worker at work. The next
 one first waits for that late answer and drops it, so the worker never has two requests, and every answer is checked to
@@ -65,7 +65,7 @@ class NvidiaWorker:
         show_stderr: whether what the worker prints goes to our standard error instead of nowhere.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each choice, all but the first by name
         self,
         command: Sequence[str],
         *,

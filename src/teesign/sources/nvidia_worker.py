@@ -5,9 +5,9 @@ else wants to share), needs nothing beside that and the standard library, and ru
 is described in docs/attestation.md.
 
 Theory of operation. Before anything of NVIDIA's is imported, the protocol's stream is moved to a descriptor that only
-this file knows, and descriptor 1 is pointed at standard error, because the library prints. A thread of its own reads the
-requests: when they end, whoever started this program is gone, and it exits at once, even in the middle of a collection.
-On Linux the kernel is asked to kill it too in that case, for when it cannot run itself.
+this file knows, and descriptor 1 is pointed at standard error, because the library prints. A thread of its own reads
+the requests: when they end, whoever started this program is gone, and it exits at once, even in the middle of a
+collection. On Linux the kernel is asked to kill it too in that case, for when it cannot run itself.
 """
 
 from __future__ import annotations

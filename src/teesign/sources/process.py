@@ -1,8 +1,8 @@
 """A child process that is spoken to in lines.
 
-Theory of operation. The pipes are non-blocking descriptors, read and written by whoever makes a call, while it makes it:
-there is no background task that would have to belong to somebody's nursery, so the process can outlive the request that
-started it. Between calls nobody reads; a child that has more to say than a pipe holds waits. Being cancelled in
+Theory of operation. The pipes are non-blocking descriptors, read and written by whoever makes a call, while it makes
+it: there is no background task that would have to belong to somebody's nursery, so the process can outlive the request
+that started it. Between calls nobody reads; a child that has more to say than a pipe holds waits. Being cancelled in
 `receive` loses nothing: what was read so far stays in the buffer.
 
 The child gets a session of its own, and all of it is killed together, so that what it may have started itself does not
