@@ -83,9 +83,7 @@ def test_the_report(algorithm: SigningAlgorithm, spki_sha256: bytes | None) -> N
     }
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "length"), [("ecdsa", 64), ("ed25519", 32)]
-)
+@pytest.mark.parametrize(("algorithm", "length"), [("ecdsa", 64), ("ed25519", 32)])
 def test_the_public_key_of_the_report(algorithm: SigningAlgorithm, length: int) -> None:
     """64 bytes x || y without the 04 in front for ECDSA, 32 bytes for Ed25519."""
     assert len(fixed_pair().identity(algorithm).public_key) == length

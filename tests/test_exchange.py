@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     @property
     def ids(self) -> tuple[str, ...] | None:
         """What the signature answers to, or None where there is none."""
-        return self.signed and self.signed.ids
+        return self.signed.ids if self.signed else None
 
 
 def new_exchange() -> Exchange:
@@ -51,9 +51,7 @@ def relay(
     """Send the request and this response through an exchange, to its end."""
     exchange = new_exchange()
     exchange.receive_request(REQUEST)
-    exchange.start_response(
-        status, content_type, content_encoding=content_encoding, content_length=content_length
-    )
+    exchange.start_response(status, content_type, content_encoding=content_encoding, content_length=content_length)
     out = b"".join(map(exchange.receive_response, chunks)) + exchange.end_response()
     return Outcome(out, exchange.signed)
 
@@ -228,7 +226,9 @@ def test_a_replaced_request_digest_is_signed_in_lower_case(digest: str) -> None:
     assert exchange.signed.chat.text == f"{'ab' * 32}:{sha256().hexdigest()}"
 
 
-@pytest.mark.parametrize("digest", ["", "ab" * 31, "ab" * 33, "zz" * 32, " " + "ab" * 32, "ab" * 32 + "\n", "0x" + "ab" * 31])
+@pytest.mark.parametrize(
+    "digest", ["", "ab" * 31, "ab" * 33, "zz" * 32, " " + "ab" * 32, "ab" * 32 + "\n", "0x" + "ab" * 31]
+)
 def test_what_is_no_digest_is_refused(digest: str) -> None:
     """What is signed is 64 hex digits, whoever says it; the computed digest stays in place."""
     exchange = new_exchange()
@@ -256,10 +256,11 @@ def test_text_version_2_names_the_model() -> None:
 def test_a_response_before_its_head_is_out_of_order() -> None:
     """The refused calls change nothing: the exchange goes on as if they had not been made."""
     exchange = new_exchange()
-    for call in (lambda: exchange.receive_response(b"x"), exchange.end_response):
-        with pytest.raises(UsageError) as caught:
-            call()
-        assert caught.value.code == "out_of_order"
+    with pytest.raises(UsageError) as body:
+        exchange.receive_response(b"x")
+    with pytest.raises(UsageError) as end:
+        exchange.end_response()
+    assert (body.value.code, end.value.code) == ("out_of_order", "out_of_order")
     exchange.receive_request(REQUEST)
     exchange.start_response(200)
     assert exchange.receive_response(b"abc") + exchange.end_response() == b"abc"
@@ -283,29 +284,28 @@ def test_a_request_after_the_head_of_the_response_is_out_of_order(status: int) -
 
 
 @pytest.mark.parametrize(
-    ("content_type", "length", "chunks", "last"),
+    ("content_type", "length", "chunks", "outs", "signed_at"),
     [
-        pytest.param(JSON, None, [b"{", b'"id":"a"}'], b'{"id":"a"}', id="JSON"),
-        pytest.param(EVENTS, None, [EVENT, DONE[:-1]], DONE, id="event stream"),
-        pytest.param(EVENTS, None, [EVENT, b"data: [DONE"], None, id="broken event stream"),
-        pytest.param(AUDIO, None, [b"a", b"b"], b"", id="raw"),
-        pytest.param(AUDIO, 3, [b"a", b"b"], b"c", id="raw of known length"),
+        pytest.param(JSON, None, [b"{", b'"id":"a"}'], [b"", b"", b'{"id":"a"}'], 2, id="JSON"),
+        pytest.param(JSON, 3, [b"[", b"1]"], [b"[", b"1]", b""], 1, id="JSON array of known length"),
+        pytest.param(EVENTS, None, [EVENT, DONE[:-1], b"\n"], [EVENT, b"", DONE, b""], 2, id="event stream"),
+        pytest.param(EVENTS, None, [EVENT, DONE[:-1]], [EVENT, b"", DONE[:-1]], 2, id="event stream, no blank line"),
+        pytest.param(EVENTS, None, [EVENT, DONE[:-3]], [EVENT, b"", DONE[:-3]], None, id="event stream, cut off"),
+        pytest.param(AUDIO, None, [b"a", b"b"], [b"a", b"b", b""], 2, id="raw"),
+        pytest.param(AUDIO, 2, [b"a", b"b"], [b"a", b"b", b""], 1, id="raw of known length"),
+        pytest.param(AUDIO, 3, [b"a", b"b"], [b"a", b"b", b""], None, id="raw, cut off"),
     ],
 )
 def test_the_signature_comes_with_the_last_bytes(
-    content_type: str, length: int | None, chunks: list[bytes], last: bytes | None
+    content_type: str, length: int | None, chunks: list[bytes], outs: list[bytes], signed_at: int | None
 ) -> None:
-    """Before the call that returns the last bytes there is none: who drops the exchange half-way has signed nothing."""
+    """Before the call that returns the last bytes there is none: dropping the exchange half-way leaves no trace."""
     exchange = new_exchange()
     exchange.receive_request(REQUEST)
     exchange.start_response(200, content_type, content_length=length)
-    for chunk in chunks:
-        exchange.receive_response(chunk)
-        assert exchange.signed is None
-    rest = {EVENTS: b"\n", AUDIO: b"c"}.get(content_type, b"") if last else b""
-    out = (exchange.receive_response(rest) if rest and (length or content_type == EVENTS) else b"")
-    assert (out or exchange.end_response()) == (last or chunks[-1])
-    assert (exchange.signed is not None) is (last is not None)
+    steps = [(exchange.receive_response(chunk), exchange.signed is not None) for chunk in chunks]
+    steps.append((exchange.end_response(), exchange.signed is not None))
+    assert steps == [(out, signed_at is not None and step >= signed_at) for step, out in enumerate(outs)]
 
 
 def test_what_comes_after_the_end_is_dropped() -> None:
@@ -325,6 +325,26 @@ def test_collecting_ends_where_the_body_turns_out_to_be_no_object() -> None:
     assert [exchange.receive_response(chunk) for chunk in (b" \n", b"[", b"1]")] == [b"", b" \n[", b"1]"]
 
 
+@pytest.mark.parametrize(
+    ("content_type", "status", "body", "keeps"),
+    [
+        pytest.param(AUDIO, 200, b"x", True, id="raw"),
+        pytest.param(JSON, 200, b" [1]", True, id="JSON array"),
+        pytest.param(JSON, 404, b'{"x":1}', True, id="an error"),
+        pytest.param(EVENTS, 200, EVENT, False, id="event stream"),
+        pytest.param(JSON, 200, b'{"x":1}', False, id="JSON object"),
+    ],
+)
+def test_the_declared_length_holds_where_no_byte_is_added_or_dropped(
+    content_type: str, status: int, body: bytes, *, keeps: bool
+) -> None:
+    """A gateway may announce the backend's length where `keeps_length` says so by the first byte handed out."""
+    exchange = new_exchange()
+    exchange.start_response(status, content_type)
+    exchange.receive_response(body)
+    assert exchange.keeps_length is keeps
+
+
 def test_the_repr_shows_nothing_of_the_exchange() -> None:
     """It may be logged at any moment: its random id and its state, none of its bytes."""
     exchange = new_exchange()
@@ -337,8 +357,10 @@ def test_the_repr_shows_nothing_of_the_exchange() -> None:
 SPACE = st.text(alphabet=" \t\r\n", max_size=3).map(str.encode)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=4) | st.sampled_from(["id", "object"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=4) | st.sampled_from(["id", "object"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 DOCUMENTS = st.builds(
@@ -352,7 +374,8 @@ DOCUMENTS = st.builds(
     SPACE,
 )
 EVENT_STREAMS = st.lists(
-    st.sampled_from([EVENT, DONE, b"data: {}\r\n\r\n", b": c\n\n", b"data: [DONE]", b"\r", b"\n", b"x"]) | st.binary(max_size=4),
+    st.sampled_from([EVENT, DONE, b"data: {}\r\n\r\n", b": c\n\n", b"data: [DONE]", b"\r", b"\n", b"x"])
+    | st.binary(max_size=4),
     max_size=8,
 ).map(b"".join)
 

@@ -6,8 +6,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from eth_account import Account
 from eth_account.messages import encode_defunct
-from eth_keys import KeyAPI
-from eth_keys.backends import NativeECCBackend
+from eth_keys.backends.native.main import NativeECCBackend
+from eth_keys.main import KeyAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -309,7 +309,9 @@ def test_no_bit_of_the_text_can_be_changed_under_an_ed25519_signature() -> None:
         pytest.param("zz" * 64, CHAT.signing_address_ed25519, "bad_signature", id="signature is not hex"),
         pytest.param(CHAT.signature_ed25519, "", "bad_address", id="empty address"),
         pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ed25519[2:], "bad_address", id="short address"),
-        pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ed25519[:-2] + " 0", "bad_address", id="with a space"),
+        pytest.param(
+            CHAT.signature_ed25519, CHAT.signing_address_ed25519[:-2] + " 0", "bad_address", id="with a space"
+        ),
         pytest.param(CHAT.signature_ed25519, CHAT.signing_address_ecdsa, "bad_address", id="an ECDSA address"),
     ],
 )

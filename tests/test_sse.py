@@ -204,7 +204,19 @@ def id_of(data: bytes) -> str | None:
 
 LINE_ENDS = (b"\n", b"\r", b"\r\n")
 WHOLE_LINES = (b"data: [DONE]", b"data:[DONE]", b'data: {"id":"a"}', b"data: x", b"data", b": c", b"event: y")
-PARTS = (b"\xef\xbb\xbf", b"data: ", b"data:", b'{"id":', b'"b"}', b'{"id":""}', b"[DONE]", b"[DO", b"id: 1", b" ", b"\xff")
+PARTS = (
+    b"\xef\xbb\xbf",
+    b"data: ",
+    b"data:",
+    b'{"id":',
+    b'"b"}',
+    b'{"id":""}',
+    b"[DONE]",
+    b"[DO",
+    b"id: 1",
+    b" ",
+    b"\xff",
+)
 STREAM = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(WHOLE_LINES), st.sampled_from(LINE_ENDS)).map(b"".join),
@@ -218,7 +230,7 @@ STREAM = st.lists(
 @given(STREAM, PLACES)
 @settings(max_examples=2000, deadline=None)
 def test_any_stream_reads_as_the_html_standard_says(stream: bytes, places: list[int]) -> None:
-    """For any stream and any way of cutting it, the id, the end and the bytes are those that a reader of events finds."""
+    """For any stream and any way of cutting it: the id, the end and the bytes that a reader of events finds."""
     expected = interpret(stream)
     assert read(cut(stream, places)) == Reading(stream[: expected.end], expected.event_id, expected.complete)
 

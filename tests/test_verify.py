@@ -49,13 +49,16 @@ def test_addresses_are_compared_without_case() -> None:
     assert verify_exchange(REQUEST, RESPONSE, chat).signing_address_ecdsa == CHAT.signing_address_ecdsa
 
 
-@pytest.mark.parametrize(("request_body", "response_body", "code"), [
-    (b"another", RESPONSE, "request_hash_mismatch"),
-    (REQUEST + b"\n", RESPONSE, "request_hash_mismatch"),
-    (REQUEST, b"another", "response_hash_mismatch"),
-    (REQUEST, RESPONSE[:-1], "response_hash_mismatch"),
-    (RESPONSE, REQUEST, "request_hash_mismatch"),
-])
+@pytest.mark.parametrize(
+    ("request_body", "response_body", "code"),
+    [
+        (b"another", RESPONSE, "request_hash_mismatch"),
+        (REQUEST + b"\n", RESPONSE, "request_hash_mismatch"),
+        (REQUEST, b"another", "response_hash_mismatch"),
+        (REQUEST, RESPONSE[:-1], "response_hash_mismatch"),
+        (RESPONSE, REQUEST, "request_hash_mismatch"),
+    ],
+)
 def test_other_bytes_do_not_verify(request_body: bytes, response_body: bytes, code: str) -> None:
     """Not one byte more or less, and not the one for the other."""
     with pytest.raises(VerificationError) as caught:
@@ -80,10 +83,14 @@ def test_other_bytes_do_not_verify(request_body: bytes, response_body: bytes, co
         pytest.param("signature_ecdsa", CHAT.signature_ed25519, "bad_signature", id="the other signature"),
         pytest.param("signature_ecdsa", "00" * 64 + "1b", "ecdsa_unrecoverable", id="ECDSA signature of zeros"),
         pytest.param("signature_ecdsa", OTHER.signature_ecdsa, "ecdsa_mismatch", id="another's ECDSA signature"),
-        pytest.param("signing_address_ecdsa", OTHER.signing_address_ecdsa, "ecdsa_mismatch", id="another's ECDSA address"),
+        pytest.param(
+            "signing_address_ecdsa", OTHER.signing_address_ecdsa, "ecdsa_mismatch", id="another's ECDSA address"
+        ),
         pytest.param("signing_address_ecdsa", "", "ecdsa_mismatch", id="no ECDSA address"),
         pytest.param("signature_ed25519", "", "bad_signature", id="no Ed25519 signature"),
-        pytest.param("signature_ed25519", OTHER.signature_ed25519, "ed25519_mismatch", id="another's Ed25519 signature"),
+        pytest.param(
+            "signature_ed25519", OTHER.signature_ed25519, "ed25519_mismatch", id="another's Ed25519 signature"
+        ),
         pytest.param("signing_address_ed25519", OTHER.signing_address_ed25519, "ed25519_mismatch", id="another's key"),
         pytest.param("signing_address_ed25519", "", "bad_address", id="no Ed25519 address"),
     ],

@@ -20,6 +20,7 @@ from .signing import Identity
 __all__ = ["NONCE_LENGTH", "Challenge", "GpuEvidence", "Quote", "report_data"]
 
 NONCE_LENGTH: Final = 32
+"""A challenge's nonce, in bytes: it fills the second half of the report data."""
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -67,7 +68,8 @@ def report_data(address: bytes, nonce: bytes, spki_sha256: bytes | None = None) 
     Raises:
         UsageError: `bad_report_data` if one of them has another length.
     """
-    if len(address) not in (20, 32) or len(nonce) != NONCE_LENGTH or len(spki_sha256 or bytes(32)) != 32:
+    key_hash = bytes(32) if spki_sha256 is None else spki_sha256
+    if len(address) not in (20, 32) or len(nonce) != NONCE_LENGTH or len(key_hash) != 32:
         raise UsageError(
             "Report data takes an address of 20 or 32 bytes, a nonce of 32 and a key hash of 32.",
             code="bad_report_data",

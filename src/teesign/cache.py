@@ -78,8 +78,8 @@ class SignatureCache:
         """
         now = self._clock()
         self._expire(now)
-        own, *others = ids or [""]
-        if not own or own in self._entries:
+        own, *others = dict.fromkeys(ids) or [""]
+        if not own or own in self._entries or own in self._aliases:
             raise UsageError("An entry needs an id of its own that no other entry has.", code="duplicate_id")
         aliases = tuple(other for other in others if other not in self._aliases and other not in self._entries)
         self._entries[own] = (now + self._ttl, chat, aliases)

@@ -182,7 +182,7 @@ class Exchange:
             content_type: the header's value, or None without one.
             content_encoding: likewise. An encoded body is not looked into: it is signed as the bytes it is.
             content_length: how many bytes the body will have, where its framing says so. A RAW body is then signed
-                with its last byte instead of after it, and not at all if it is longer or shorter.
+                with its last byte instead of after it, and not at all if it is shorter; bytes beyond are dropped.
 
         Raises:
             UsageError: `out_of_order` if called twice.
@@ -281,13 +281,12 @@ class Exchange:
         return b""
 
     def _receive_raw(self, chunk: bytes) -> bytes:
-        self._response.update(chunk)
         if self._remaining is not None:
+            chunk = chunk[: self._remaining]
             self._remaining -= len(chunk)
-            if self._remaining < 0:
-                self._state = _State.UNSIGNED
-            elif not self._remaining:
-                self._sign(None)
+        self._response.update(chunk)
+        if self._remaining == 0:
+            self._sign(None)
         return chunk
 
     def _with_id(self, document: bytes) -> tuple[bytes, str | None]:

@@ -37,6 +37,7 @@ DEBUG_ATTRIBUTE: Final = 1
 BODY_LENGTHS: Final = {2: 584, 3: 648}
 """Length of the TD report body by the body type of version 5: TDX 1.0 and TDX 1.5. Version 4 has the first alone."""
 
+DSTACK_EVENT_TYPE: Final = 0x08000001
 RTMR_COUNT: Final = 4
 _DIGEST_LENGTH: Final = 48
 
@@ -118,7 +119,8 @@ class Event(msgspec.Struct, frozen=True):
     Attributes:
         imr: the register that was extended, 0 to 3.
         event_type: the kind of event, a TCG or dstack number.
-        digest: 48 bytes in hex: what the register was extended with.
+        digest: 48 bytes in hex: what the register was extended with. Stripped logs leave it empty for dstack's own
+            events, where it follows from the name and the payload.
         event: its name, such as "compose-hash"; often empty for events of the firmware.
         event_payload: its payload in hex; may be left out of stripped logs.
     """
@@ -204,8 +206,8 @@ def replay_event_log(events: Iterable[Event]) -> tuple[bytes, bytes, bytes, byte
     """
     registers = [bytes(_DIGEST_LENGTH)] * RTMR_COUNT
     for event in events:
-        digest = unhex(event.digest)
-        if digest is None or len(digest) > _DIGEST_LENGTH or not 0 <= event.imr < RTMR_COUNT:
+        digest = unhex(_extended_digest(event))
+        if not digest or len(digest) > _DIGEST_LENGTH or not 0 <= event.imr < RTMR_COUNT:
             raise MalformedError(
                 "An event of the log has no digest of at most 48 bytes, or no register from 0 to 3.",
                 code="bad_event_log",
@@ -230,7 +232,7 @@ def compose_hash(events: Iterable[Event]) -> bytes:
             f"The event log has {len(found)} compose-hash events in RTMR3; it must have one.", code="bad_event_log"
         )
     payload = unhex(found[0].event_payload, 32)
-    if payload is None or event_digest(found[0]) != found[0].digest.lower():
+    if payload is None or _extended_digest(found[0]) != event_digest(found[0]):
         raise MalformedError(
             "The compose-hash event's digest does not belong to its payload of 32 bytes.", code="bad_event_log"
         )
@@ -246,6 +248,12 @@ def event_digest(event: Event) -> str | None:
     if payload is None or not 0 <= event.event_type < 2**32:
         return None
     return sha384(b":".join((event.event_type.to_bytes(4, "little"), event.event.encode(), payload))).hexdigest()
+
+
+def _extended_digest(event: Event) -> str:
+    """Return the digest that the log gives the event; one that was stripped follows from the name and the payload."""
+    stripped = not event.digest and event.event_type == DSTACK_EVENT_TYPE
+    return event_digest(event) or "" if stripped else event.digest.lower()
 
 
 def _certification_data(signature_data: bytes) -> tuple[int, bytes]:

@@ -36,7 +36,10 @@ __all__ = [
 ]
 
 SigningAlgorithm = Literal["ecdsa", "ed25519"]
+"""The two kinds of signature that every signed response has."""
+
 TextVersion = Literal["v1", "v2"]
+"""The forms of the signed text, see `signed_text`."""
 
 SECRET_LENGTH: Final = 32
 _EIP191_PREFIX: Final = b"\x19Ethereum Signed Message:\n"
@@ -269,7 +272,7 @@ def verify_ed25519(text: str, signature: str, address: str) -> None:
         raise MalformedError("An Ed25519 signing address is 64 hex digits.", code="bad_address")
     try:
         crypto_sign_open(raw + text.encode(), public_key)
-    except BadSignatureError as error:
+    except (BadSignatureError, UnicodeEncodeError) as error:
         raise VerificationError(
             "The Ed25519 signature is not this address's over this text.", code="ed25519_mismatch"
         ) from error

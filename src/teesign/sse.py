@@ -134,7 +134,7 @@ class EventStreamScanner:
                 if buffer[position] == _LF:
                     self._lone_cr = False
                     position += 1
-            elif not self._ending:
+            else:
                 line_end = _LINE_END.search(buffer, position)
                 if line_end is None:
                     position = self._take_partial_line(buffer, position)
@@ -224,7 +224,7 @@ class EventStreamScanner:
         self._start_event()
 
     def _start_event(self) -> None:
-        self._has_data = self._done_pending = self._ending = False
+        self._first_line = self._has_data = self._done_pending = self._ending = False
         self._data.clear()
         self._data_size = 0
 

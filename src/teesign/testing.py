@@ -23,7 +23,10 @@ __all__ = [
 ]
 
 ECDSA_SECRET: Final = bytes(range(1, 33))
+"""The secp256k1 key of `fixed_pair`."""
+
 ED25519_SEED: Final = bytes(range(33, 65))
+"""The Ed25519 key of `fixed_pair`."""
 
 
 def fixed_pair() -> SigningPair:

@@ -61,7 +61,7 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     if len(request_sha256) != 64 or len(response_sha256) != 64:
         raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
     for name, body, digest in (("request", request, request_sha256), ("response", response, response_sha256)):
-        if not hmac.compare_digest(sha256(body).hexdigest().encode(), digest.encode()):
+        if sha256(body).hexdigest() != digest:
             raise VerificationError(
                 f"The SHA-256 of the {name} is not the one that was signed.", code=f"{name}_hash_mismatch"
             )

@@ -55,7 +55,9 @@ _NEVER_RETURNED: Final = frozenset(
 
 _ERROR_HEADERS: Final = frozenset((b"allow", b"retry-after"))
 _NAMED_REQUEST_HEADERS: Final = (b"content-type", b"accept", b"traceparent", b"tracestate")
-_NAMED_RESPONSE_HEADERS: Final = frozenset((b"content-type", b"content-encoding", b"cache-control", b"retry-after"))
+_NAMED_RESPONSE_HEADERS: Final = frozenset(
+    (b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"x-accel-buffering")
+)
 
 
 @dataclass(slots=True)

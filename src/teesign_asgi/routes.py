@@ -112,8 +112,10 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/v1/signature/", Handling.SIGNATURE),
     Endpoint("GET", "/v1/attestation/report", Handling.ATTESTATION),
 )
+"""Section 2 of the wire contract, but for its last row."""
 
 CATCH_ALL: Final = Endpoint("", "catch-all", Handling.RELAY_ANYTHING, signed=True, id_prefix="pt", limit="audio")
+"""That last row: any other path."""
 
 _BY_PATH: Final[Mapping[str, Endpoint]] = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 _SIGNATURES: Final = _BY_PATH["/v1/signature/"]

@@ -63,7 +63,8 @@ def find_endpoint(environment: Mapping[str, str]) -> str | None:
 class DstackAgent:
     """dstack's guest agent as a `KeySource` and a `QuoteSource`, on asyncio and trio.
 
-    Nothing is connected before the first call, and nothing has to be closed. Any number of calls may overlap.
+    Nothing is connected before the first call, and nothing has to be closed. Any number of calls may overlap, on one
+    event loop.
 
     Args:
         endpoint: path of the agent's Unix socket, or an http or https URL; see `find_endpoint`.
@@ -76,6 +77,7 @@ class DstackAgent:
         self._timeout: Final = timeout
         self._simulated: Final = simulated
         self._client: AsyncDstackClient | None = None
+        self._opening: Final = anyio.Lock()
         self._info: Mapping[str, Any] | None = None
         self._info_lock: Final = anyio.Lock()
 
@@ -167,9 +169,10 @@ class DstackAgent:
         raise failure from cause
 
     async def _asked(self, ask: Callable[[AsyncDstackClient], Awaitable[_Answer]]) -> _Answer:
-        client = self._client
-        if client is None:
-            client = self._client = await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout)
+        async with self._opening:
+            client = self._client
+            if client is None:
+                client = self._client = await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout)
         try:
             async with client:
                 return await ask(client)
@@ -182,7 +185,7 @@ class DstackAgent:
         """Return our error for the SDK's, with no word of what the agent sent."""
         if isinstance(error, ImportError):
             return SourceError("dstack-sdk is not installed; install teesign[dstack].", code="dstack_missing")
-        import httpx  # noqa: PLC0415 - comes with the extra, which those who never call can do without
+        import httpx  # comes with the extra
 
         kind = type(error).__name__
         if isinstance(error, TimeoutError | httpx.TimeoutException):
@@ -209,7 +212,7 @@ def _open(endpoint: str, timeout: float) -> AsyncDstackClient:
         ImportError: if the SDK is not installed.
         FileNotFoundError: if there is no such socket.
     """
-    from dstack_sdk import AsyncDstackClient  # noqa: PLC0415 - an extra: `find_endpoint` works without it
+    from dstack_sdk import AsyncDstackClient  # an extra, and slow to load: `find_endpoint` goes without it
 
     return AsyncDstackClient(endpoint, timeout=timeout)
 

@@ -50,8 +50,8 @@ def bundled_command(python: str | None = None) -> list[str]:
 class NvidiaWorker:
     """An `EvidenceSource` that draws on a worker process, on asyncio and trio.
 
-    Nothing is started before the first call. `aclose` ends the worker; without it, the worker ends by itself when this
-    process does.
+    Nothing is started before the first call; from then on the object belongs to that call's event loop. `aclose` ends
+    the worker; without it, the worker ends by itself when this process does.
 
     Args:
         command: the worker's program and arguments: `bundled_command()`, or any program that speaks the protocol.
@@ -65,7 +65,7 @@ class NvidiaWorker:
         show_stderr: whether what the worker prints goes to our standard error instead of nowhere.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each choice, all but the first by name
+    def __init__(
         self,
         command: Sequence[str],
         *,

@@ -15,11 +15,20 @@ from typing import Any, Final
 import msgspec
 
 from ..attestation import GpuEvidence, Quote
-from ..quote import BODY_FIELDS, BODY_LENGTHS, DEBUG_ATTRIBUTE, TDX_TEE_TYPE, Event, event_digest, replay_event_log
+from ..errors import UsageError
+from ..quote import (
+    BODY_FIELDS,
+    BODY_LENGTHS,
+    DEBUG_ATTRIBUTE,
+    DSTACK_EVENT_TYPE,
+    TDX_TEE_TYPE,
+    Event,
+    event_digest,
+    replay_event_log,
+)
 
 __all__ = ["SimulatedGpus", "SimulatedQuotes", "simulated_evidence", "simulated_quote"]
 
-_DSTACK_EVENT_TYPE: Final = 0x08000001
 _COMPOSE_HASH: Final = sha256(b"simulated").hexdigest()
 _QE_VENDOR_ID: Final = bytes(16)
 _ECDSA_P256: Final = 2
@@ -32,7 +41,13 @@ _SLOT: Final = b"\0"
 
 
 def simulated_quote(report_data: bytes) -> Quote:
-    """Return a TDX quote of version 4 over these 64 bytes that can be parsed and will never verify."""
+    """Return a TDX quote of version 4 over these 64 bytes that can be parsed and will never verify.
+
+    Raises:
+        UsageError: `bad_report_data` if they are not 64.
+    """
+    if len(report_data) != BODY_FIELDS["report_data"][1]:
+        raise UsageError(f"Report data has 64 bytes, not {len(report_data)}.", code="bad_report_data")
     events = [_event("app-id", "00" * 20), _event("compose-hash", _COMPOSE_HASH), _event("system-ready", "")]
     fields = {
         "td_attributes": DEBUG_ATTRIBUTE.to_bytes(8, "little"),
@@ -91,7 +106,7 @@ class SimulatedGpus:
 
 
 def _event(name: str, payload: str) -> Event:
-    event = Event(imr=3, event_type=_DSTACK_EVENT_TYPE, digest="", event=name, event_payload=payload)
+    event = Event(imr=3, event_type=DSTACK_EVENT_TYPE, digest="", event=name, event_payload=payload)
     return msgspec.structs.replace(event, digest=event_digest(event) or "")
 
 

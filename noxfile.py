@@ -1,0 +1,86 @@
+"""Everything that is checked before a change lands: plain `nox` runs the sessions that `nox --list` marks with a star.
+
+Sessions install teesign as a user would, from the built wheel, so that what is tested is what is shipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests", "lint", "types", "demo", "engine"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+OLDEST_MINOR, NEWEST_MINOR = 11, 15
+MINIMUM_COVERAGE = 95
+
+
+def interpreters() -> list[str]:
+    """Return the CPythons of this machine that teesign supports; a name on the path may be a shim that cannot run."""
+    found = []
+    for minor in range(OLDEST_MINOR, NEWEST_MINOR + 1):
+        name = f"python3.{minor}"
+        path = shutil.which(name)
+        if path is None:
+            continue
+        question = "import sys; raise SystemExit(sys.implementation.name != 'cpython')"
+        if subprocess.run([path, "-c", question], capture_output=True, check=False).returncode == 0:  # noqa: S603 - a fixed question to an interpreter of this machine
+            found.append(name)
+    return found
+
+
+INTERPRETERS = interpreters()
+
+
+def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
+    """Install teesign with these extras, and what these dependency groups name."""
+    session.install(f".[{extras}]", *(item for group in groups for item in dependency_group(group)))
+
+
+def dependency_group(name: str) -> tuple[str, ...]:
+    """Return what a dependency group of pyproject.toml names."""
+    return tuple(nox.project.dependency_groups(PYPROJECT, name))
+
+
+@nox.session(python=INTERPRETERS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, on asyncio and trio, and measure what they cover."""
+    install(session, "test")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    if not session.posargs:
+        session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*dependency_group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, of the sources and of the tests."""
+    install(session, "test", "engine", "types")
+    session.run("mypy")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the demo as a newcomer would."""
+    install(session, extras="server")
+    session.run("teesign", "demo", "--once")
+
+
+@nox.session
+def engine(session: nox.Session) -> None:
+    """Put `teesign serve` in front of llama.cpp, and drive it with the official client."""
+    install(session, "test", "engine")
+    session.run("pytest", "tests/test_engine.py", *session.posargs)

@@ -1,0 +1,186 @@
+"""The floors of the house: what each module may import, and that it says what its public names are for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+
+# What each module of the library may import of it. A new module needs a row.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "hexadecimal": set(),
+    "identifiers": set(),
+    "signing": {"errors", "hexadecimal"},
+    "sse": {"identifiers"},
+    "quote": {"errors", "hexadecimal"},
+    "exchange": {"errors", "identifiers", "signing", "sse"},
+    "cache": {"errors", "signing"},
+    "attestation": {"errors", "signing"},
+    "verify": {"attestation", "errors", "quote", "signing"},
+    "testing": {"attestation", "signing", "sources.simulated"},
+    "sources": {"attestation", "errors"},
+    "sources.simulated": {"attestation", "errors", "quote"},
+    "sources.dstack": {"attestation", "errors", "hexadecimal", "quote", "sources"},
+    "sources.process": {"errors"},
+    "sources.evidence_protocol": {"errors"},
+    "sources.nvidia": {"attestation", "errors", "sources", "sources.evidence_protocol", "sources.process"},
+    # Runs under another interpreter, beside NVIDIA's library and without this one.
+    "sources.nvidia_worker": set(),
+    "client": {"attestation", "errors", "hexadecimal", "quote", "signing", "verify"},
+    "": {"attestation", "cache", "errors", "exchange", "quote", "signing", "sse", "verify"},
+}
+
+RIMS = ("sources", "client")
+OUTSIDE_WORLD = {
+    "asyncio",
+    "datetime",
+    "logging",
+    "os",
+    "random",
+    "secrets",
+    "socket",
+    "ssl",
+    "subprocess",
+    "threading",
+    "time",
+}
+PUBLIC_MODULES = ("teesign", "teesign.errors", "teesign.quote", "teesign.verify", "teesign.testing", "teesign.client")
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    """Return the modules of a package by their full names, parsed."""
+    paths = sorted((SRC / package).rglob("*.py"))
+    return {module_name(path): ast.parse(path.read_bytes(), str(path)) for path in paths}
+
+
+def module_name(path: Path) -> str:
+    """Return the name that a file under `src` is imported by."""
+    return ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
+
+
+LIBRARY, PROXY = modules("teesign"), modules("teesign_asgi")
+COMMAND_LINE = {"teesign_asgi.cli", "teesign_asgi.demo"}
+
+
+def imports(module: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each import in a module, wherever it stands: the absolute module, and the names taken from it."""
+    tree = {**LIBRARY, **PROXY}[module]
+    package = module if is_package(module) else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            names = tuple(alias.name for alias in node.names)
+            submodules = [name for name in names if f"{source}.{name}" in {**LIBRARY, **PROXY}]
+            yield from ((f"{source}.{name}", ()) for name in submodules)
+            if rest := tuple(name for name in names if name not in submodules):
+                yield source, rest
+
+
+def is_package(module: str) -> bool:
+    """Tell a package from a module."""
+    return (SRC / module.replace(".", "/")).is_dir()
+
+
+def public_names(tree: ast.Module) -> set[str]:
+    """Return what a module lists in `__all__`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def undocumented(tree: ast.Module) -> set[str]:
+    """Return the public names that a module defines without a docstring, or without a string after the assignment."""
+    missing = set()
+    for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names, documented = {node.name}, ast.get_docstring(node) is not None
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {ast.unparse(target) for target in targets}
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        else:
+            continue
+        missing |= set() if documented else names
+    return (missing & public_names(tree)) - {"__version__"}
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_the_library_imports_downwards(module: str) -> None:
+    """A module uses what lies below it, and nothing else of this package."""
+    used = {name for name, _ in imports(module) if f"{name}.".startswith("teesign.")}
+    allowed = {f"teesign.{name}" for name in MAY_IMPORT[module.removeprefix("teesign").removeprefix(".")]}
+    assert used <= allowed
+
+
+def test_the_table_has_no_circles() -> None:
+    """Down means down: there is an order in which each module comes after all that it may import."""
+    TopologicalSorter(MAY_IMPORT).prepare()
+
+
+def test_the_proxy_has_no_circles() -> None:
+    """Its modules have floors too."""
+    TopologicalSorter({module: {name for name, _ in imports(module) if name in PROXY} for module in PROXY}).prepare()
+
+
+@pytest.mark.parametrize("module", [name for name in LIBRARY if not name.removeprefix("teesign.").startswith(RIMS)])
+def test_the_core_does_not_touch_the_outside_world(module: str) -> None:
+    """No sockets, no event loop, no environment, no clock, no randomness, no logging: the caller brings them."""
+    assert {name.partition(".")[0] for name, _ in imports(module)}.isdisjoint(OUTSIDE_WORLD)
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_the_library_does_not_know_the_proxy(module: str) -> None:
+    """It can be embedded into any other gateway."""
+    assert not [name for name, _ in imports(module) if name.startswith("teesign_asgi")]
+
+
+@pytest.mark.parametrize("module", PROXY)
+def test_the_proxy_uses_public_names_of_the_library_only(module: str) -> None:
+    """What it needs, everyone who embeds the library can have."""
+    for source, names in imports(module):
+        if f"{source}.".startswith("teesign."):
+            assert source in PUBLIC_MODULES or source.startswith("teesign.sources")
+            assert names, f"import names from {source}, so that this test can see them"
+            assert set(names) <= public_names(LIBRARY[source])
+
+
+@pytest.mark.parametrize("module", sorted(PROXY.keys() - COMMAND_LINE))
+def test_only_the_command_line_imports_the_server(module: str) -> None:
+    """The app runs under any ASGI server."""
+    assert "granian" not in {name.partition(".")[0] for name, _ in imports(module)}
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in PROXY if name not in ("teesign_asgi.cli", "teesign_asgi.settings")]
+)
+def test_only_the_settings_read_the_environment(module: str) -> None:
+    """Everything else is given what it needs."""
+    attributes = {ast.unparse(node) for node in ast.walk(PROXY[module]) if isinstance(node, ast.Attribute)}
+    assert attributes.isdisjoint({"os.environ", "os.environb", "os.getenv"})
+    assert {"environ", "environb", "getenv"}.isdisjoint(name for source, names in imports(module) for name in names)
+
+
+@pytest.mark.parametrize("module", [*LIBRARY, *PROXY])
+def test_every_public_name_is_documented(module: str) -> None:
+    """What is listed in `__all__` says what it is for, where it is defined."""
+    assert not undocumented({**LIBRARY, **PROXY}[module])
+
+
+def test_importing_the_library_is_cheap() -> None:
+    """Neither an event loop, nor TLS, nor the libraries that only verification needs are loaded with it."""
+    heavy = {"asyncio", "ssl", "http.client", "anyio", "httpcore", "eth_keys"}
+    program = f"import sys, teesign; print(*sorted(sys.modules.keys() & {heavy!r}))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
