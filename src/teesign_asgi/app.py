@@ -182,7 +182,7 @@ class App:
         """Close the backend's connections and give the sources back. The app can be started again."""
         pool, self._pool = self._pool, None
         sources, self._sources = self._sources, None
-        self._relay = self._attestor = None
+        self._relay = self._attestor = self._starting = None
         if pool is not None:
             await pool.aclose()
         if sources is not None and self._given_sources is None:

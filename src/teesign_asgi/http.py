@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -154,7 +154,7 @@ class Request:
         if self.content_length is not None and self.content_length > limit:
             raise payload_too_large(limit)
 
-    async def chunks(self, limit: int) -> AsyncIterator[bytes]:
+    async def chunks(self, limit: int) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives; no piece is empty.
 
         Raises:

@@ -16,7 +16,8 @@ message, which every server turns into a broken connection: a response that is n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -145,31 +146,35 @@ class Relay:
         """
         exchange = self._exchange(request, endpoint)
         headers = self._request_headers(request, endpoint)
-        content: bytes | AsyncIterator[bytes]
+
+        async def ask_backend(content: bytes | AsyncIterator[bytes]) -> None:
+            async def work() -> None:
+                async with self._backend.respond(request.method, url, headers, content) as response:
+                    outcome.backend_status = response.status
+                    await self._deliver(response, reply, endpoint, exchange, outcome)
+
+            async def client_gone() -> None:
+                await request.wait_for_disconnect()
+                if reply.finished:
+                    # Servers say so too when they have the whole response; what is left to do must not be cut short.
+                    await anyio.sleep_forever()
+
+            await run_while_connected(client_gone, work)
+
         if endpoint.handling is Handling.RELAY_JSON:
             body = await request.read(limit)
             check_json_object(body)
             exchange.receive_request(body)
-            content = without_empty_tool_calls(body)
-        else:
-            chunks = request.chunks(limit)
+            await ask_backend(without_empty_tool_calls(body))
+            return
+        async with aclosing(request.chunks(limit)) as chunks:
             first = await anext(chunks, b"")
-            content = _hashed(first, chunks, exchange) if first else b""
-            if first:
-                headers.append(_framing(request))
-
-        async def work() -> None:
-            async with self._backend.respond(request.method, url, headers, content) as response:
-                outcome.backend_status = response.status
-                await self._deliver(response, reply, endpoint, exchange, outcome)
-
-        async def client_gone() -> None:
-            await request.wait_for_disconnect()
-            if reply.finished:
-                # Servers say so too when they have the whole response; that must not cut short what is left to do.
-                await anyio.sleep_forever()
-
-        await run_while_connected(client_gone, work)
+            if not first:
+                await ask_backend(b"")
+                return
+            headers.append(_framing(request))
+            async with aclosing(_hashed(first, chunks, exchange)) as content:
+                await ask_backend(content)
 
     def _exchange(self, request: Request, endpoint: Endpoint) -> Exchange:
         exchange = Exchange(
@@ -215,18 +220,18 @@ class Relay:
             content_length=None if bodiless else response.content_length(),
         )
         headers = [*_response_headers(response, endpoint), (b"x-signature-id", exchange.signature_id.encode())]
-        chunks = response.chunks()
-        async for chunk in chunks:
-            out = exchange.receive_response(chunk)
-            if exchange.signed is not None:
-                await self._finish(response, reply, headers, exchange, out, outcome)
-                await _let_finish(chunks)
-                return
-            if out:
-                if not reply.status:
-                    length = _declared_length(response) if exchange.keeps_length else []
-                    await reply.start(response.status, headers + length)
-                await reply.body(out, more=True)
+        async with aclosing(response.chunks()) as chunks:
+            async for chunk in chunks:
+                out = exchange.receive_response(chunk)
+                if exchange.signed is not None:
+                    await self._finish(response, reply, headers, exchange, out, outcome)
+                    await _let_finish(chunks)
+                    return
+                if out:
+                    if not reply.status:
+                        length = _declared_length(response) if exchange.keeps_length else []
+                        await reply.start(response.status, headers + length)
+                    await reply.body(out, more=True)
         out = exchange.end_response()
         await self._finish(response, reply, headers, exchange, out, outcome)
 
@@ -256,10 +261,11 @@ async def _deliver_as_it_is(response: BackendResponse, reply: Reply, endpoint: E
     headers = _response_headers(response, endpoint)
     await reply.start(response.status, headers + _declared_length(response))
     seen = b""
-    async for chunk in response.chunks():
-        if response.status >= 400 and len(seen) < MAX_ERROR_BODY:
-            seen += chunk
-        await reply.body(chunk, more=True)
+    async with aclosing(response.chunks()) as chunks:
+        async for chunk in chunks:
+            if response.status >= 400 and len(seen) < MAX_ERROR_BODY:
+                seen += chunk
+            await reply.body(chunk, more=True)
     await reply.body(b"", more=False)
     outcome.backend_error = backend_error_fields(seen) if seen else {}
 
@@ -275,7 +281,7 @@ async def _deliver_rewrapped_error(response: BackendResponse, reply: Reply, outc
     await reply.error(HttpError(response.status, kind or "upstream_error", message, headers))
 
 
-async def _hashed(first: bytes, rest: AsyncIterator[bytes], exchange: Exchange) -> AsyncIterator[bytes]:
+async def _hashed(first: bytes, rest: AsyncIterator[bytes], exchange: Exchange) -> AsyncGenerator[bytes, None]:
     """Yield the pieces of a request's body, and let the exchange see each."""
     exchange.receive_request(first)
     yield first

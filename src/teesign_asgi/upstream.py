@@ -13,8 +13,8 @@ generation is started twice.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import anyio
@@ -181,7 +181,7 @@ class BackendResponse:
         length = self.header(b"content-length") or ""
         return int(length) if length.isascii() and length.isdecimal() else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives; ends only where its framing says so.
 
         Raises:
@@ -200,10 +200,11 @@ class BackendResponse:
             BackendError: as `chunks`.
         """
         body = b""
-        async for chunk in self.chunks():
-            body += chunk
-            if len(body) >= limit:
-                break
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) >= limit:
+                    break
         return body[:limit]
 
 

@@ -1,0 +1,120 @@
+"""The documents say what the code does: tables are compared with tables, examples are run, links are followed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teesign import Exchange, SignedChat, VerifiedExchange
+from teesign.testing import counting_random, fixed_pair
+from teesign_asgi.routes import ENDPOINTS, Handling
+from teesign_asgi.settings import VARIABLES, Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def rows(document: str, header: str) -> list[list[str]]:
+    """Return the rows of the table with this header, cell by cell."""
+    table = document.partition(f"{header}\n")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[1:]]
+
+
+def shown(value: object) -> str:
+    """Return a setting's default as the table shows it."""
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """Each variable is there with its default and its help, in the order of the code."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    expected = [[f"`{variable.name}`", shown(defaults[name]), variable.help] for name, variable in VARIABLES.items()]
+    assert rows(README, "| Variable | Default | What it does |") == expected
+
+
+def test_the_readme_lists_every_endpoint() -> None:
+    """Each row of the endpoint table is there, with whether it needs a token and is signed."""
+    expected = [
+        [endpoint.method, f"`{endpoint.label}`", "yes" if endpoint.auth else "no", "yes" if endpoint.signed else "no"]
+        for endpoint in ENDPOINTS
+    ]
+    listed = rows(README, "| Method | Path | Token | Signed | Answered by |")
+    assert [row[:4] for row in listed[:-1]] == expected
+    assert listed[-1][:4] == ["any", "any other path", "yes", "yes"]
+
+
+def test_the_readme_names_the_backend_that_can_be_chosen() -> None:
+    """Each endpoint with an override names its variable, and each with another path names that."""
+    listed = rows(README, "| Method | Path | Token | Signed | Answered by |")
+    for endpoint, row in zip(ENDPOINTS, listed, strict=False):
+        if endpoint.backend_url:
+            assert f"`{VARIABLES[endpoint.backend_url].name}`" in row[4]
+        if endpoint.backend_path:
+            assert row[4] == f"the backend's `{endpoint.backend_path}`"
+        elif endpoint.handling in (Handling.RELAY_JSON, Handling.RELAY_STREAM):
+            assert row[4].startswith("the backend")
+
+
+def test_the_example_of_checking_works() -> None:
+    """The README's way to check a signature accepts a real one."""
+    exchange = Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random())
+    exchange.receive_request(b"{}")
+    exchange.start_response(200, "text/plain")
+    exchange.receive_response(b"answer")
+    exchange.end_response()
+    assert exchange.signed is not None
+    signature = {name: getattr(exchange.signed.chat, name) for name in SignedChat.__struct_fields__}
+    names = run(EXAMPLES[0], signature=signature, request_body=b"{}", response_body=b"answer")
+    assert isinstance(names["verified"], VerifiedExchange)
+
+
+def test_the_example_of_embedding_works() -> None:
+    """The README's ten lines sign an answer that the cache then finds."""
+    names = run(EXAMPLES[1])
+    inserted, rest = names["out"].split(b",", 1)
+    assert inserted.startswith(b'{"id":"chatcmpl-')
+    assert rest == b'"choices": []}'
+    assert names["cache"].get(names["exchange"].signature_id) is not None
+
+
+def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's way to mount the app makes a FastAPI application with it inside."""
+    for name, value in {"MODEL_NAME": "m", "TOKEN": "t", "DEV": "1"}.items():
+        monkeypatch.setenv(name, value)
+    names = run(EXAMPLES[2])
+    assert [route.path for route in names["gateway"].routes][-1] == "/llm"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Each relative link names a file that is there."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).is_file(), target
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    """No module of either package is missing from the table of floors."""
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    for path in (ROOT / "src").glob("teesign*/*.py"):
+        name = path.stem if path.parent.name == "teesign_asgi" else f"teesign.{path.stem}"
+        if not path.stem.startswith("__") and name != "teesign.testing":
+            assert f"`{name}`" in page, name
+
+
+def run(example: str, **names: Any) -> dict[str, Any]:
+    """Run an example and return the names it has left behind."""
+    namespace = dict(names)
+    exec(compile(example, "README.md", "exec"), namespace)
+    return namespace
