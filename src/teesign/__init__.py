@@ -25,7 +25,7 @@ from .signing import (
     verify_ed25519,
 )
 from .sse import EventStreamScanner
-from .verify import VerifiedExchange, verify_exchange, verify_report_data
+from .verify import VerifiedExchange, parse_signed_text, verify_digest, verify_exchange, verify_report_data
 
 __version__ = "0.1.0"
 
@@ -56,10 +56,12 @@ __all__ = [
     "compose_hash",
     "parse_event_log",
     "parse_quote",
+    "parse_signed_text",
     "recover_ecdsa_address",
     "replay_event_log",
     "report_data",
     "signed_text",
+    "verify_digest",
     "verify_ed25519",
     "verify_exchange",
     "verify_report_data",

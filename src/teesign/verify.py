@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from hashlib import sha256
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +16,7 @@ from .errors import VerificationError
 from .quote import TdxQuote
 from .signing import Identity, SignedChat, recover_ecdsa_address, verify_ed25519
 
-__all__ = ["VerifiedExchange", "verify_exchange", "verify_report_data"]
+__all__ = ["VerifiedExchange", "parse_signed_text", "verify_digest", "verify_exchange", "verify_report_data"]
 
 
 class VerifiedExchange(msgspec.Struct, frozen=True):
@@ -34,6 +35,31 @@ class VerifiedExchange(msgspec.Struct, frozen=True):
     signing_address_ecdsa: str
     signing_address_ed25519: str
     model: str | None
+
+
+def parse_signed_text(text: str) -> tuple[str | None, str, str]:
+    """Return the parts of a signed text: the model's name (None in the first form), and both digests in hex.
+
+    Raises:
+        VerificationError: `bad_text` if it does not end in two digests.
+    """
+    *model, request_sha256, response_sha256 = text.rsplit(":", 2) if ":" in text else ("", "")
+    if len(request_sha256) != 64 or len(response_sha256) != 64:
+        raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
+    return (model[0] if model else None), request_sha256, response_sha256
+
+
+def verify_digest(name: Literal["request", "response"], body: bytes, digest: str) -> str:
+    """Check that a body is the one that was signed, and return its SHA-256 in hex.
+
+    Raises:
+        VerificationError: `request_hash_mismatch` or `response_hash_mismatch`.
+    """
+    if sha256(body).hexdigest() != digest:
+        raise VerificationError(
+            f"The SHA-256 of the {name} is not the one that was signed.", code=f"{name}_hash_mismatch"
+        )
+    return digest
 
 
 def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> VerifiedExchange:
@@ -57,23 +83,16 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
             `ecdsa_mismatch` or `ed25519_mismatch`.
         MalformedError: `bad_signature` or `bad_address` if a value is not even well-formed.
     """
-    *model, request_sha256, response_sha256 = chat.text.rsplit(":", 2) if ":" in chat.text else ("", "")
-    if len(request_sha256) != 64 or len(response_sha256) != 64:
-        raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
-    for name, body, digest in (("request", request, request_sha256), ("response", response, response_sha256)):
-        if sha256(body).hexdigest() != digest:
-            raise VerificationError(
-                f"The SHA-256 of the {name} is not the one that was signed.", code=f"{name}_hash_mismatch"
-            )
+    model, request_sha256, response_sha256 = parse_signed_text(chat.text)
+    verify_digest("request", request, request_sha256)
+    verify_digest("response", response, response_sha256)
     recovered = recover_ecdsa_address(chat.text, chat.signature_ecdsa)
     if recovered.lower() != chat.signing_address_ecdsa.lower():
         raise VerificationError(
             f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
         )
     verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
-    return VerifiedExchange(
-        request_sha256, response_sha256, recovered, chat.signing_address_ed25519, model[0] if model else None
-    )
+    return VerifiedExchange(request_sha256, response_sha256, recovered, chat.signing_address_ed25519, model)
 
 
 def verify_report_data(quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None) -> bytes:

@@ -29,9 +29,10 @@ from teesign import (
     SigningAlgorithm,
     TeesignError,
     parse_quote,
+    parse_signed_text,
     recover_ecdsa_address,
+    verify_digest,
     verify_ed25519,
-    verify_exchange,
     verify_report_data,
 )
 
@@ -166,11 +167,7 @@ class _Visit:
         signature_id, response = self._chat(request)
         answer = self._get(f"/v1/signature/{signature_id}")
         chat = SignedChat(**{name: answer[name] for name in SignedChat.__struct_fields__})
-        request_sha256, _, response_sha256 = chat.text.rpartition(":")
-
-        def exchange() -> str:
-            verify_exchange(request, response, chat)
-            return f"{request_sha256}\n{'':24}{response_sha256}"
+        _, request_sha256, response_sha256 = parse_signed_text(chat.text)
 
         def ecdsa() -> str:
             recovered = recover_ecdsa_address(chat.text, chat.signature_ecdsa)
@@ -182,7 +179,8 @@ class _Visit:
 
         click.secho("\nWhat was verified, with nothing but the bytes and the addresses:", bold=True)
         passed = [
-            _tick("request and response", exchange),
+            _tick("request hash", lambda: verify_digest("request", request, request_sha256)),
+            _tick("response hash", lambda: verify_digest("response", response, response_sha256)),
             _tick("ECDSA signature", ecdsa),
             _tick("Ed25519 signature", ed25519),
             _tick("ECDSA report data", lambda: self._check_report("ecdsa", chat.signing_address_ecdsa)),

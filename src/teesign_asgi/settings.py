@@ -49,9 +49,10 @@ def _boolean(value: str) -> bool:
 
 def _integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not value.strip().isascii() or not value.strip().isdecimal():
+        digits = value.strip()
+        if not digits.isascii() or not digits.isdecimal():
             raise ValueError("is not a whole number")
-        number = int(value) if len(value) < 20 else math.inf
+        number = int(digits) if len(digits) < 20 else math.inf
         if number < minimum:
             raise ValueError(f"is less than {minimum}")
         if number > (maximum or 2**53):
@@ -109,6 +110,8 @@ def _certificate(value: str) -> Path:
         holds_one = b"-----BEGIN CERTIFICATE-----" in path.read_bytes()
     except OSError as error:
         raise ValueError(f"names a file that cannot be read ({type(error).__name__})") from None
+    except ValueError:
+        raise ValueError("is no path of a file") from None
     if not holds_one:
         raise ValueError("names a file that holds no PEM certificate")
     return path
