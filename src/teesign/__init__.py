@@ -22,6 +22,7 @@ from .signing import (
     TextVersion,
     recover_ecdsa_address,
     signed_text,
+    verify_ecdsa,
     verify_ed25519,
 )
 from .sse import EventStreamScanner
@@ -62,6 +63,7 @@ __all__ = [
     "report_data",
     "signed_text",
     "verify_digest",
+    "verify_ecdsa",
     "verify_ed25519",
     "verify_exchange",
     "verify_report_data",

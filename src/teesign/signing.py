@@ -32,6 +32,7 @@ __all__ = [
     "TextVersion",
     "recover_ecdsa_address",
     "signed_text",
+    "verify_ecdsa",
     "verify_ed25519",
 ]
 
@@ -250,6 +251,27 @@ def recover_ecdsa_address(text: str, signature: str) -> str:
             "No key can have made this ECDSA signature of this text.", code="ecdsa_unrecoverable"
         ) from error
     return checksum_address(public_key.to_canonical_address())
+
+
+def verify_ecdsa(text: str, signature: str, address: str) -> None:
+    """Check a `personal_sign` signature of `text` against an address.
+
+    What it does NOT establish: that the address is the attested one.
+
+    Args:
+        text: the signed text.
+        signature: as for `recover_ecdsa_address`.
+        address: the Ethereum address; case does not matter.
+
+    Raises:
+        MalformedError: `bad_signature` if the signature is not even well-formed.
+        VerificationError: `ecdsa_unrecoverable` or `ecdsa_mismatch` if it is not this address's over this text.
+    """
+    recovered = recover_ecdsa_address(text, signature)
+    if recovered.lower() != address.lower():
+        raise VerificationError(
+            f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
+        )
 
 
 def verify_ed25519(text: str, signature: str, address: str) -> None:

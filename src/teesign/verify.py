@@ -14,7 +14,7 @@ import msgspec
 from .attestation import report_data
 from .errors import VerificationError
 from .quote import TdxQuote
-from .signing import Identity, SignedChat, recover_ecdsa_address, verify_ed25519
+from .signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
 
 __all__ = ["VerifiedExchange", "parse_signed_text", "verify_digest", "verify_exchange", "verify_report_data"]
 
@@ -86,13 +86,11 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     model, request_sha256, response_sha256 = parse_signed_text(chat.text)
     verify_digest("request", request, request_sha256)
     verify_digest("response", response, response_sha256)
-    recovered = recover_ecdsa_address(chat.text, chat.signature_ecdsa)
-    if recovered.lower() != chat.signing_address_ecdsa.lower():
-        raise VerificationError(
-            f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
-        )
+    verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
     verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
-    return VerifiedExchange(request_sha256, response_sha256, recovered, chat.signing_address_ed25519, model)
+    return VerifiedExchange(
+        request_sha256, response_sha256, chat.signing_address_ecdsa, chat.signing_address_ed25519, model
+    )
 
 
 def verify_report_data(quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None) -> bytes:
