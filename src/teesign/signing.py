@@ -253,7 +253,7 @@ def recover_ecdsa_address(text: str, signature: str) -> str:
     return checksum_address(public_key.to_canonical_address())
 
 
-def verify_ecdsa(text: str, signature: str, address: str) -> None:
+def verify_ecdsa(text: str, signature: str, address: str) -> str:
     """Check a `personal_sign` signature of `text` against an address.
 
     What it does NOT establish: that the address is the attested one.
@@ -262,6 +262,9 @@ def verify_ecdsa(text: str, signature: str, address: str) -> None:
         text: the signed text.
         signature: as for `recover_ecdsa_address`.
         address: the Ethereum address; case does not matter.
+
+    Returns:
+        The address in its EIP-55 form.
 
     Raises:
         MalformedError: `bad_signature` if the signature is not even well-formed.
@@ -272,6 +275,7 @@ def verify_ecdsa(text: str, signature: str, address: str) -> None:
         raise VerificationError(
             f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
         )
+    return recovered
 
 
 def verify_ed25519(text: str, signature: str, address: str) -> None:

@@ -86,11 +86,9 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     model, request_sha256, response_sha256 = parse_signed_text(chat.text)
     verify_digest("request", request, request_sha256)
     verify_digest("response", response, response_sha256)
-    verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
+    address = verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
     verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
-    return VerifiedExchange(
-        request_sha256, response_sha256, chat.signing_address_ecdsa, chat.signing_address_ed25519, model
-    )
+    return VerifiedExchange(request_sha256, response_sha256, address, chat.signing_address_ed25519, model)
 
 
 def verify_report_data(quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None) -> bytes:

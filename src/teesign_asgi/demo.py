@@ -170,8 +170,8 @@ class _Visit:
         _, request_sha256, response_sha256 = parse_signed_text(chat.text)
 
         def ecdsa() -> str:
-            verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
-            return f"{chat.signature_ecdsa[:22]}… by {chat.signing_address_ecdsa}"
+            address = verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
+            return f"{chat.signature_ecdsa[:22]}… by {address}"
 
         def ed25519() -> str:
             verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
