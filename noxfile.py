@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "lint", "types", "demo", "engine"]
+nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OLDEST_MINOR, NEWEST_MINOR = 11, 15
@@ -84,3 +85,14 @@ def engine(session: nox.Session) -> None:
     """Put `teesign serve` in front of llama.cpp, and drive it with the official client."""
     install(session, "test", "engine")
     session.run("pytest", "tests/test_engine.py", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Let the worker collect NVIDIA's canned evidence with NVIDIA's own library, under an interpreter of its own."""
+    install(session, "test")
+    home = Path(session.create_tmp()) / "nvidia"
+    python = str(home / "bin" / "python")
+    session.run("python", "-m", "venv", "--clear", str(home))
+    session.run(python, "-m", "pip", "install", "--quiet", *dependency_group("nvidia"), external=True)
+    session.run("pytest", "tests/test_gpu.py", *session.posargs, env={"TEESIGN_TEST_GPU_PYTHON": python})

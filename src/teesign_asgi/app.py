@@ -203,7 +203,7 @@ class App:
         try:
             await self.start()
         except StartError as error:
-            log_event(logging.ERROR, str(error))
+            # The server logs the message.
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})

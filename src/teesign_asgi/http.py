@@ -246,8 +246,9 @@ class Reply:
         if self._is_head:
             chunk = b""
         self.body_size += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+        # Set first: some servers report the client as gone while they take the last bytes.
         self.finished = not more
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a response whose body is there already."""
@@ -276,7 +277,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[byte
     """
     listed = list(headers)
     named = {
-        option.strip().lower()
+        option.strip().lower().replace(b"_", b"-")
         for name, value in listed
         if name.lower() == b"connection"
         for option in value.split(b",")

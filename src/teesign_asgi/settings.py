@@ -1,12 +1,13 @@
 """Settings from environment variables: one table, read once, every problem reported at once.
 
-This is the only place that knows the variables' names. It reads a mapping it is given, so that tests, embedding
+This is the only place that knows the variables' names. Settings are read from a mapping, so that tests, embedding
 programs and the command line can each bring their own.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpcore
 
 from .errors import SettingsError
 
-__all__ = ["VARIABLES", "Settings", "Variable"]
+__all__ = ["VARIABLES", "Settings", "Variable", "worker_environment"]
 
 _TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _THIS_MACHINE: Final = frozenset(("localhost", "0.0.0.0", "::1", "::"))  # noqa: S104 - names to recognise, not to bind
@@ -282,6 +283,13 @@ class Settings:
         "Program that takes the evidence worker's place.",
         default=None,
     )
+    dstack_simulator_endpoint: str | None = _variable(
+        "DSTACK_SIMULATOR_ENDPOINT",
+        _text,
+        "http://localhost:8090",
+        "Simulator in the guest agent's place; reports say so.",
+        default=None,
+    )
     log_format: Literal["text", "json"] = _variable(
         "LOG_FORMAT", _choice("text", "json"), "json", "Log lines: text, or json for machines.", default="text"
     )
@@ -319,11 +327,18 @@ class Settings:
             raise SettingsError(tuple(problems))
         return cls(**values)
 
+    @property
+    def may_simulate_gpus(self) -> bool:
+        """Whether GPU evidence may be made up where the machine has none; it is marked as simulated then."""
+        return self.dev or self.gpu_no_hw_mode
+
     def warnings(self) -> tuple[str, ...]:
         """Return what an operator should be told at every start."""
         found = []
         if self.dev:
             found.append("DEV is on: the signing keys are random and prove nothing. Never use this in production")
+        if self.dstack_simulator_endpoint is not None:
+            found.append("DSTACK_SIMULATOR_ENDPOINT is set: keys and quotes come from a simulator and prove nothing")
         if self.gpu_no_hw_mode:
             found.append("GPU_NO_HW_MODE is on: the GPU evidence is canned and proves nothing")
         backend = httpcore.URL(self.backend_url)
@@ -342,3 +357,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 """The variable behind each field of `Settings`, in the order of the contract's table."""
 
 _REQUIRED: Final = frozenset(("model_name", "tokens"))
+
+
+def worker_environment() -> dict[str, str]:
+    """Return this process's environment for a process it starts: everything but the secrets among our variables."""
+    secrets = {variable.name for variable in VARIABLES.values() if variable.secret}
+    return {name: value for name, value in os.environ.items() if name not in secrets}
