@@ -94,5 +94,6 @@ def gpu(session: nox.Session) -> None:
     home = Path(session.create_tmp()) / "nvidia"
     python = str(home / "bin" / "python")
     session.run("python", "-m", "venv", "--clear", str(home))
-    session.run(python, "-m", "pip", "install", "--quiet", *dependency_group("nvidia"), external=True)
+    requirements = PYPROJECT["project"]["optional-dependencies"]["gpu"]
+    session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
     session.run("pytest", "tests/test_gpu.py", *session.posargs, env={"TEESIGN_TEST_GPU_PYTHON": python})

@@ -70,7 +70,7 @@ def with_report_data(quote: str, report_data: bytes) -> str:
 
 def info_answer() -> dict[str, Any]:
     """Return an answer to Info with the members that dstack 0.5 gives it; `tcb_info` is a string of JSON there."""
-    tcb_info = {name: "00" * 48 for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_aggregated")}
+    tcb_info = dict.fromkeys(("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_aggregated"), "00" * 48)
     tcb_info |= {"os_image_hash": "11" * 32, "compose_hash": "22" * 32, "device_id": "33" * 32}
     return {
         "app_id": "44" * 20,

@@ -29,12 +29,13 @@ SLACK = 3.0
 @pytest.fixture
 def socket_path() -> Iterator[Path]:
     """Yield a path that is short enough for a Unix socket, whatever the temporary directory is called."""
-    with tempfile.TemporaryDirectory(prefix="tee", dir="/tmp") as directory:  # noqa: S108 - short; its name is random
+    with tempfile.TemporaryDirectory(prefix="tee", dir="/tmp") as directory:
         yield Path(directory) / "dstack.sock"
 
 
 @pytest.fixture
 def agent(socket_path: Path) -> Iterator[FakeAgent]:
+    """Yield an agent that runs."""
     with running_agent(socket_path) as agent:
         yield agent
 
@@ -154,7 +155,7 @@ async def test_failure_is_typed_and_the_next_call_works(agent: FakeAgent, fault:
 
     Nothing of what the agent sent is in the error, nor in an exception that a traceback would show with it.
     """
-    limit = 0.4 if code == "dstack_timeout" else 5.0
+    limit = 1.0 if code == "dstack_timeout" else 10.0
     source = DstackAgent(str(agent.path), timeout=limit)
     agent.fault = fault
     began = time.monotonic()
@@ -170,8 +171,6 @@ async def test_failure_is_typed_and_the_next_call_works(agent: FakeAgent, fault:
     assert caught.value.__context__ is None
 
     agent.fault = Fault.NONE
-    source_again = DstackAgent(str(agent.path)) if limit < 1 else source
-    assert await call(source_again, name)
     assert await call(source, name)
 
 
@@ -252,7 +251,7 @@ def test_sockets_are_found_where_the_sdk_finds_them(monkeypatch: pytest.MonkeyPa
     """Each path of our list is one that the SDK would choose as well."""
     monkeypatch.delenv(SIMULATOR_VARIABLE, raising=False)
     monkeypatch.setattr(Path, "exists", lambda candidate: str(candidate) == path)
-    monkeypatch.setattr(dstack_sdk.dstack_client.os.path, "exists", lambda candidate: candidate == path)
+    monkeypatch.setattr("os.path.exists", lambda candidate: candidate == path)
     assert find_endpoint({}) == path
     assert dstack_sdk.dstack_client.get_endpoint() == path
 
@@ -274,7 +273,7 @@ async def test_missing_sdk_is_told(monkeypatch: pytest.MonkeyPatch, agent: FakeA
 def test_looking_for_an_endpoint_does_not_load_the_sdk() -> None:
     """Machines without dstack pay nothing for it: the SDK is first imported by a call."""
     code = "import sys, teesign.sources.dstack as d; d.find_endpoint({}); print('dstack_sdk' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603 - fixed
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert shown.stdout.strip() == "False"
 
 
