@@ -96,7 +96,7 @@ class App:
                 ttl=settings.signature_ttl, max_entries=settings.signature_cache_max_entries, clock=clock
             )
         self._store: Final = Store(cache, settings.model_name)
-        self.metrics: Final = Metrics(lambda: self._store.entries() or 0)
+        self.metrics: Final = Metrics(None if self._store.entries() is None else lambda: self._store.entries() or 0)
         self._limits: Final = {endpoint: body_limit(endpoint, settings) for endpoint in (*ENDPOINTS, CATCH_ALL)}
         self._backend_url: Final = httpcore.URL(settings.backend_url)
         self._urls: Final = {endpoint: _backend_url(endpoint, settings) for endpoint in ENDPOINTS}
@@ -206,6 +206,10 @@ class App:
             # The server logs the message.
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        except Exception as error:  # noqa: BLE001 - servers go on without the lifespan if it raises
+            log_event(logging.ERROR, "unexpected error at start", **describe_exception(error))
+            await send({"type": "lifespan.startup.failed", "message": f"Unexpected error: {type(error).__name__}"})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.aclose()
@@ -223,7 +227,9 @@ class App:
             self._check(request, endpoint)
             await self._answer(request, reply, endpoint, outcome)
         except HttpError as error:
-            await reply.error(error)
+            # A body can turn out too large while the response is on its way, which ends like a broken one.
+            if not reply.status:
+                await reply.error(error)
         except ClientDisconnectedError:
             outcome.client_gone = True
         except BackendError as error:

@@ -21,10 +21,10 @@ from typing import Any, Final
 import anyio
 import msgspec
 
-from teesign import Challenge, GpuEvidence, Quote, SigningAlgorithm, SigningPair, TeesignError
+from teesign import Challenge, GpuEvidence, Quote, SigningAlgorithm, SigningPair
 from teesign.sources import Sources
 
-from .certificate import BoundCertificate, CertificateError
+from .certificate import BoundCertificate
 from .errors import HttpError, overloaded, server_error
 from .tasks import run_in_background
 
@@ -114,7 +114,9 @@ class Attestor:
         if nonce is not None or not self._cache_ttl:
             try:
                 return await self._collect(algorithm, nonce or self._random(_NONCE_LENGTH), bind_certificate)
-            except (TeesignError, CertificateError) as error:
+            except HttpError:
+                raise
+            except Exception as error:
                 self._on_failure(error)
                 raise server_error() from error
         key = (algorithm, bind_certificate)

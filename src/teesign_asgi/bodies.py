@@ -97,13 +97,21 @@ def without_empty_tool_calls(body: bytes) -> bytes:
     except msgspec.MsgspecError:
         return body  # the messages are not a list of objects: the backend will say so
     meant = {bytes(message.tool_calls) for message in messages if message.tool_calls is not msgspec.UNSET}
-    pieces, position = [], 0
+    pieces, position, removed = [], 0, 0
     for number, candidate in enumerate(candidates, first):
         if b"[%d]" % number in meant:
             start, end = _with_one_comma(body, candidate.start(), candidate.end())
             pieces.append(body[position:start])
             position = end
-    return b"".join([*pieces, body[position:]])
+            removed += 1
+    shortened = b"".join([*pieces, body[position:]])
+    # A message that has the member twice would now show its other one, which the client may not have meant.
+    return shortened if _with_tool_calls(shortened) + removed == _with_tool_calls(body) else body
+
+
+def _with_tool_calls(body: bytes) -> int:
+    """Count the messages that have the member."""
+    return sum(message.tool_calls is not msgspec.UNSET for message in _chats.decode(body).messages)
 
 
 def _with_one_comma(body: bytes, start: int, end: int) -> tuple[int, int]:

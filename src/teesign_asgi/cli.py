@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -70,7 +71,7 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
     configure_logging(settings)
     server = Server(
         "teesign",
-        address=settings.listen_host,
+        address=_free_address(settings.listen_host, settings.listen_port),
         port=settings.listen_port,
         interface=Interfaces.ASGI,
         websockets=False,
@@ -79,13 +80,7 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
         log_level=LogLevels.warning,
         workers_kill_timeout=drain_timeout,
     )
-    try:
-        server.serve(target_loader=partial(_load, settings, os.getpid()), wrap_loader=False)
-    except OSError as error:
-        raise click.ClickException(
-            f"Cannot listen on {settings.listen_host} port {settings.listen_port}: {error.strerror or error}. "
-            "Choose another with LISTEN_HOST and LISTEN_PORT"
-        ) from error
+    server.serve(target_loader=partial(_load, settings, os.getpid()), wrap_loader=False)
 
 
 @teesign.command()
@@ -96,6 +91,22 @@ def demo(*, once: bool, port: int) -> None:
     from .demo import run_demo  # it brings the client, which `serve` has no use for
 
     sys.exit(run_demo(once=once, port=port))
+
+
+def _free_address(host: str, port: int) -> str:
+    """Return the numeric address of a host, once it is known that the port there is free.
+
+    Granian takes no names, and would share a port with another granian, which has other keys and other signatures.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
+            "Choose another with LISTEN_HOST and LISTEN_PORT"
+        ) from error
+    return str(address[0])
 
 
 def _load(settings: Settings, parent: int) -> Any:

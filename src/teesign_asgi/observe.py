@@ -98,8 +98,8 @@ def log_event(level: int, message: str, **fields: Any) -> None:
 
 def loggable_path(raw_path: bytes) -> str:
     """Return a path as it may stand in a log: ASCII without control characters, and not longer than 200 characters."""
-    text = raw_path.decode("latin-1")
-    return "".join(char if "!" <= char <= "~" else f"%{ord(char):02X}" for char in text[:200])
+    text = raw_path[:200].decode("latin-1")
+    return "".join(char if "!" <= char <= "~" else f"%{ord(char):02X}" for char in text)[:200]
 
 
 def describe_exception(error: BaseException) -> dict[str, str]:
@@ -146,25 +146,38 @@ def read_error(body: bytes) -> tuple[str, str | None] | None:
     Returns:
         None if it has neither form.
     """
-    try:
-        document = _error_bodies.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    document = _members(body)
+    if document is None:
         return None
-    for candidate in (document.error, document):
-        if isinstance(candidate, _Error | _ErrorBody) and isinstance(candidate.message, str):
-            return candidate.message, candidate.type if isinstance(candidate.type, str) else None
+    inner = None if document.error is msgspec.UNSET else _members(document.error)
+    for candidate in (inner, document):
+        message = None if candidate is None else _string(candidate.message)
+        if candidate is not None and message is not None:
+            return message, _string(candidate.type)
     return None
 
 
-class _Error(msgspec.Struct):
-    message: Any = None
-    type: Any = None
-
-
 class _ErrorBody(msgspec.Struct):
-    error: _Error | str | float | bool | list[Any] | None = None
-    message: Any = None
-    type: Any = None
+    """The members as they are written: to decode values of any type takes as much stack as they are nested deep."""
+
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    message: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    type: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _error_bodies: Final = msgspec.json.Decoder(_ErrorBody)
+_strings: Final = msgspec.json.Decoder(str)
+
+
+def _members(text: bytes | msgspec.Raw) -> _ErrorBody | None:
+    try:
+        return _error_bodies.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _string(text: msgspec.Raw | msgspec.UnsetType) -> str | None:
+    try:
+        return None if text is msgspec.UNSET else _strings.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

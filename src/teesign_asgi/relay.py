@@ -151,7 +151,9 @@ class Relay:
             async def work() -> None:
                 async with self._backend.respond(request.method, url, headers, content) as response:
                     outcome.backend_status = response.status
-                    await self._deliver(response, reply, endpoint, exchange, outcome)
+                    # Nothing vouches for a request of which only a part has been seen.
+                    signable = endpoint.signed and request.body_taken.is_set()
+                    await self._deliver(response, reply, endpoint, exchange if signable else None, outcome)
 
             async def client_gone() -> None:
                 await request.wait_for_disconnect()
@@ -200,11 +202,11 @@ class Relay:
         return [*headers, (b"accept-encoding", b"identity"), (b"via", b", ".join([*came_by, self._via]))]
 
     async def _deliver(
-        self, response: BackendResponse, reply: Reply, endpoint: Endpoint, exchange: Exchange, outcome: Outcome
+        self, response: BackendResponse, reply: Reply, endpoint: Endpoint, exchange: Exchange | None, outcome: Outcome
     ) -> None:
         if response.status >= 400 and endpoint.handling is Handling.RELAY_ANYTHING:
             await _deliver_rewrapped_error(response, reply, outcome)
-        elif endpoint.signed and response.status < 300:
+        elif exchange is not None and response.status < 300:
             await self._deliver_signed(response, reply, endpoint, exchange, outcome)
         else:
             await _deliver_as_it_is(response, reply, endpoint, outcome)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -103,6 +104,17 @@ def _choice(*choices: str) -> Callable[[str], str]:
         return word
 
     return parse
+
+
+def _command(value: str) -> str:
+    command = _text(value)
+    try:
+        program = shlex.split(command)[0]
+    except ValueError:
+        raise ValueError("is no command line: a quotation mark or an escape has no end") from None
+    if not program:
+        raise ValueError("names no program")
+    return command
 
 
 def _certificate(value: str) -> Path:
@@ -278,7 +290,7 @@ class Settings:
     )
     gpu_evidence_command: str | None = _variable(
         "GPU_EVIDENCE_COMMAND",
-        _text,
+        _command,
         "/opt/gpu/worker --all",
         "Program that takes the evidence worker's place.",
         default=None,

@@ -18,6 +18,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import anyio
+import h11
 import httpcore
 
 from .errors import BackendError
@@ -146,7 +147,7 @@ class Backend:
             try:
                 return await self._http.handle_async_request(request)
             except _UNUSABLE as error:
-                stale = not connected and self._clock() - begun < STALE_WINDOW
+                stale = not connected and _came_to_nothing(error) and self._clock() - begun < STALE_WINDOW
                 if attempt == 2 or not stale or not isinstance(content, bytes):
                     raise BackendError(_kind(error)) from None
             except _REFUSED as error:
@@ -206,6 +207,11 @@ class BackendResponse:
                 if len(body) >= limit:
                     break
         return body[:limit]
+
+
+def _came_to_nothing(error: Exception) -> bool:
+    """Tell whether a connection failed, rather than what came over it: then the parser's complaint is the context."""
+    return not isinstance(error.__context__, h11.ProtocolError)
 
 
 def _kind(error: Exception) -> str:

@@ -1,0 +1,152 @@
+"""Work that ends when the client leaves, and work that goes on without one, on asyncio and trio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from teesign_asgi.errors import ClientDisconnectedError
+from teesign_asgi.tasks import run_in_background, run_while_connected
+
+pytestmark = pytest.mark.anyio
+
+
+class Client:
+    """A client that leaves when it is told to."""
+
+    def __init__(self) -> None:
+        self.leaves = anyio.Event()
+        self.watching = False
+
+    async def wait_for_disconnect(self) -> None:
+        """Return when the client has left."""
+        self.watching = True
+        try:
+            await self.leaves.wait()
+        finally:
+            self.watching = False
+
+
+async def settle() -> None:
+    """Let every other task go as far as it can."""
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_work_that_ends_is_done() -> None:
+    """And nobody watches the client any more."""
+    client, seen = Client(), list[bool]()
+
+    async def work() -> None:
+        await settle()
+        seen.append(client.watching)
+
+    await run_while_connected(client.wait_for_disconnect, work)
+    await settle()
+    assert seen == [True]
+    assert not client.watching
+
+
+async def test_work_is_cancelled_when_the_client_leaves() -> None:
+    """It has cleaned up, with time to do so, before the caller is told."""
+    client, seen = Client(), list[str]()
+
+    async def work() -> None:
+        try:
+            client.leaves.set()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await settle()
+            seen.append("cleaned up")
+
+    with anyio.fail_after(5), pytest.raises(ClientDisconnectedError):
+        await run_while_connected(client.wait_for_disconnect, work)
+    assert seen == ["cleaned up"]
+    await settle()  # the caller itself is not cancelled
+
+
+async def test_work_that_is_finished_is_finished() -> None:
+    """Also if the client leaves before it returns."""
+    client, seen = Client(), list[str]()
+
+    async def work() -> None:
+        await settle()
+        client.leaves.set()
+        with anyio.CancelScope(shield=True):
+            await settle()
+        seen.append("finished")
+
+    await run_while_connected(client.wait_for_disconnect, work)
+    await settle()
+    assert seen == ["finished"]
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), ClientDisconnectedError(), OSError()])
+async def test_what_the_work_raises_is_raised(error: Exception) -> None:
+    """The very exception, in no group."""
+    client = Client()
+
+    async def work() -> None:
+        await settle()
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await run_while_connected(client.wait_for_disconnect, work)
+    assert caught.value is error
+    await settle()
+    assert not client.watching
+
+
+async def test_what_the_work_raises_counts_more_than_a_client_that_left() -> None:
+    """Work that fails while it is cancelled has failed."""
+    client = Client()
+
+    async def work() -> None:
+        client.leaves.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("while cleaning up")
+
+    with pytest.raises(ValueError, match="while cleaning up"):
+        await run_while_connected(client.wait_for_disconnect, work)
+
+
+async def test_cancellation_from_outside_passes_through() -> None:
+    """It is not taken for a client that left."""
+    client, seen = Client(), list[str]()
+
+    async def call(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await run_while_connected(client.wait_for_disconnect, work)
+        except ClientDisconnectedError:
+            seen.append("disconnected")
+        seen.append("returned")
+
+    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+        await call(anyio.sleep_forever)
+    assert scope.cancelled_caught
+    await settle()
+    assert seen == []
+    assert not client.watching
+
+
+async def test_background_work_outlives_the_one_who_started_it() -> None:
+    """Even one that is cancelled right away."""
+    go, done = anyio.Event(), anyio.Event()
+
+    async def work() -> None:
+        await go.wait()
+        done.set()
+
+    async with anyio.create_task_group() as group:
+        run_in_background(work)
+        group.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint()
+    go.set()
+    with anyio.fail_after(5):
+        await done.wait()
