@@ -92,6 +92,7 @@ def test_another_method_is_refused(method: str, path: str) -> None:
         ("/v1/signature/a/b", "catch-all"),
         ("/v1/signature", "catch-all"),
         ("/v1/signature%2Fa", "catch-all"),
+        ("/v1%2Fmodels", "catch-all"),
         ("/v1/models/", "catch-all"),
         ("/v1/models/some", "catch-all"),
         ("/V1/models", "catch-all"),

@@ -147,7 +147,7 @@ def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
     Raises:
         HttpError: 405 for another method on a path of the table.
     """
-    endpoint = _BY_PATH.get(path)
+    endpoint = _BY_PATH.get(path) if path.count("/") == raw_path.count(b"/") else None
     if endpoint is None or endpoint is _SIGNATURES:
         directory = raw_path[: raw_path.rfind(b"/") + 1].decode("latin-1")
         if unquote(directory) != _SIGNATURES.path:

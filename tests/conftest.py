@@ -1,0 +1,42 @@
+"""What every test can use: both event loops, and the proxy before a scripted backend on real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+from backend import json_answer
+from servers import MAIN_KINDS, Kind, Stack, stack
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("teesign", deadline=None)
+hypothesis.settings.load_profile("teesign")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loop that an asynchronous test runs on."""
+    loop: str = request.param
+    return loop
+
+
+@pytest.fixture(scope="module", params=MAIN_KINDS)
+def server(request: pytest.FixtureRequest) -> Kind:
+    """A server on asyncio, and one on trio."""
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def shared_proxy(server: Kind) -> Iterator[Stack]:
+    """A proxy with the settings of `servers.settings_for`, for all tests of a module."""
+    with stack(server) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(shared_proxy: Stack) -> Stack:
+    """The same proxy, whose backend answers with a small JSON object until a test has it do something else."""
+    shared_proxy.backend.play(json_answer(b'{"id":"an-id"}'))
+    return shared_proxy
