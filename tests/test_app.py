@@ -430,8 +430,8 @@ async def test_a_stream_is_signed_before_its_end_is_released() -> None:
     app = app_with(Backend(Body(*events, b"dropped"), headers=EVENTS))
     found: list[bool] = []
     asked = await client(app, b"{}", sees=lambda _: found.append(cached(app, "an-id") is not None)).ask("POST", CHAT)
-    assert [message["body"] for message in asked.messages[1:]] == events
-    assert found == [False, False, False, True]
+    assert [message["body"] for message in asked.messages[1:]] == [b"", *events]  # the empty one pushes the head out
+    assert found == [False, False, False, False, True]
     assert asked.whole
     assert await metric(app, "teesign_signatures_total") == 1
     assert await metric(app, "teesign_signature_cache_entries") == 1

@@ -22,7 +22,7 @@ from backend import (
     in_pieces,
     json_answer,
 )
-from servers import TOKEN, Kind, Stack, free_port, serve, settings_for, stack
+from servers import ALL_KINDS, TOKEN, Kind, Stack, free_port, serve, settings_for, stack
 from wire import Answer, Client, sha256
 
 from teesign.testing import fixed_pair
@@ -169,6 +169,26 @@ def test_event_streams(proxy: Stack, ends: str, done: str, way: str) -> None:
     assert answered.body == body
     assert answered.header("content-type") == "text/event-stream"
     proxy.client.assert_answer_signed(answered, REQUEST, chat_id)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("content_type", ["text/event-stream", "audio/wav"])
+def test_the_head_of_a_stream_is_delivered_as_it_comes(kind: Kind, content_type: str) -> None:
+    """The client has it before the backend has anything to say, however long that takes."""
+    seen = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: " + content_type.encode(), b"transfer-encoding: chunked"))
+        assert seen.wait(10)
+        call.send(chunked(b"data: [DONE]\n\n"))
+
+    with stack(kind) as running:
+        running.backend.play(script)
+        with running.client.stream(CHAT, REQUEST) as conversation:
+            assert conversation.response.getheader("content-type") == content_type
+            seen.set()
+            assert conversation.response.read() == b"data: [DONE]\n\n"
 
 
 def test_events_are_delivered_as_they_come(proxy: Stack) -> None:

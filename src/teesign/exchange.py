@@ -81,8 +81,8 @@ class Exchange:
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
-        keeps_length: whether the body is delivered in the length that the backend declared for it. Known from the first
-            byte handed out.
+        keeps_length: whether the body is delivered in the length that the backend declared for it. Known from the head
+            on, or from the first byte handed out where the body is collected.
         signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed.
     """
 
@@ -203,6 +203,14 @@ class Exchange:
             self._state = _State.JSON
         else:
             self._start_raw()
+
+    @property
+    def collects(self) -> bool:
+        """Whether the body is collected until it is whole; if not, the head can go to the client at once.
+
+        A body that turns out to be no JSON object stops being collected with its first bytes.
+        """
+        return self._state is _State.JSON
 
     def receive_response(self, chunk: bytes) -> bytes:
         """Take the next bytes of the response's body and return those that may go to the client now.

@@ -222,6 +222,9 @@ class Relay:
             content_length=None if bodiless else response.content_length(),
         )
         headers = [*_response_headers(response, endpoint), (b"x-signature-id", exchange.signature_id.encode())]
+        if not exchange.collects and not bodiless:
+            await reply.start(response.status, headers + (_declared_length(response) if exchange.keeps_length else []))
+            await reply.body(b"", more=True)  # some servers keep the head until there is a body
         async with aclosing(response.chunks()) as chunks:
             async for chunk in chunks:
                 out = exchange.receive_response(chunk)
@@ -231,8 +234,7 @@ class Relay:
                     return
                 if out:
                     if not reply.status:
-                        length = _declared_length(response) if exchange.keeps_length else []
-                        await reply.start(response.status, headers + length)
+                        await reply.start(response.status, headers + _declared_length(response))
                     await reply.body(out, more=True)
         out = exchange.end_response()
         await self._finish(response, reply, headers, exchange, out, outcome)
