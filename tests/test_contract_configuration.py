@@ -391,6 +391,20 @@ def test_log_lines_for_machines(log: Path) -> None:
         assert TOKEN not in process.output()
 
 
+def test_the_start_is_summed_up(log: Path) -> None:
+    """The log tells the address, the backend, the limits and the keys' addresses, and no secret."""
+    with teesign_serve(log, LOG_FORMAT="json", VLLM_BASE_URL="http://127.0.0.1:9") as process:
+        process.wait_until_ready()
+        lines = {line["event"]: line for line in map(json.loads, process.lines())}
+        summary, ready = lines["teesign serves"], lines["teesign is ready"]
+        assert summary["listen"] == f"127.0.0.1:{process.client.port}"
+        assert summary["backend"] == "http://127.0.0.1:9"
+        assert (summary["max_request"], summary["rate_per_s"], summary["drain_s"]) == (10_485_760, 100, 30)
+        assert ready["ecdsa"].startswith("0x")
+        assert len(ready["ed25519"]) == 64
+        assert TOKEN not in process.output()
+
+
 def test_the_log_level(log: Path) -> None:
     """With LOG_LEVEL=error, requests leave no line."""
     with teesign_serve(log, LOG_LEVEL="error") as process:

@@ -7,6 +7,7 @@ is wrong with the configuration is reported before the port is opened.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from teesign import __version__
 from .app import App
 from .errors import SettingsError
 from .logs import configure_logging
+from .observe import log_event
 from .settings import VARIABLES, Settings
 
 __all__ = ["teesign"]
@@ -80,6 +82,7 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
         log_level=LogLevels.warning,
         workers_kill_timeout=drain_timeout,
     )
+    _log_summary(settings, drain_timeout)
     server.serve(target_loader=partial(_load, settings, os.getpid()), wrap_loader=False)
 
 
@@ -91,6 +94,26 @@ def demo(*, once: bool, port: int) -> None:
     from .demo import run_demo  # it brings the client, which `serve` has no use for
 
     sys.exit(run_demo(once=once, port=port))
+
+
+def _log_summary(settings: Settings, drain_timeout: int) -> None:
+    """Log what an operator wants to see of the configuration; the keys' addresses follow when the app has them."""
+    log_event(
+        logging.INFO,
+        "teesign serves",
+        listen=f"{settings.listen_host}:{settings.listen_port}",
+        model=settings.model_name,
+        backend=settings.backend_url,
+        backend_silence_s=settings.backend_timeout,
+        max_request=settings.max_request_bytes,
+        max_image_request=settings.max_image_request_bytes,
+        max_audio_request=settings.max_audio_request_bytes,
+        rate_per_s=settings.rate_limit_per_second,
+        burst=settings.rate_limit_burst,
+        signatures_s=settings.signature_ttl,
+        signatures=settings.signature_cache_max_entries,
+        drain_s=drain_timeout,
+    )
 
 
 def _free_address(host: str, port: int) -> str:
