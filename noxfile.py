@@ -97,3 +97,12 @@ def gpu(session: nox.Session) -> None:
     requirements = PYPROJECT["project"]["optional-dependencies"]["gpu"]
     session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
     session.run("pytest", "tests/test_gpu.py", *session.posargs, env={"TEESIGN_TEST_GPU_PYTHON": python})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz each parser for a minute, or with libFuzzer's options of your own: `nox -s fuzz -- -max_total_time=3600`."""
+    install(session)
+    session.install("atheris>=2.3")
+    for target in sorted(path.stem for path in Path("fuzz").glob("*.py") if path.stem != "run"):
+        session.run("python", "fuzz/run.py", target, *(session.posargs or ["-max_total_time=60"]))

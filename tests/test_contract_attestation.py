@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -320,17 +322,27 @@ def test_a_crowd_with_nonces(server: Kind) -> None:
         assert proxy.client.get(f"{REPORT}?nonce={NONCE}").status == 200
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Both ends of a thousand connections are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
 def test_a_crowd_without_nonces(server: Kind) -> None:
-    """They all wait for the same collection, however many they are."""
+    """A thousand wait for the same collection, and all get its report."""
     gpus = _SlowGpus()
     with (
         stack(server, parts={"sources": Sources(quotes=SimulatedQuotes(), gpus=gpus)}) as proxy,
-        ThreadPoolExecutor(200) as pool,
+        ExitStack() as connections,
     ):
-        asked = [pool.submit(proxy.client.get, REPORT) for _ in range(200)]
+        asked = [connections.enter_context(proxy.client.open("GET", REPORT)) for _ in range(1000)]
         assert gpus.begun.wait(10)
         gpus.go_on.set()
-        answers = [each.result() for each in asked]
+        answers = [each.answer() for each in asked]
         assert {answered.status for answered in answers} == {200}
         assert len({answered.body for answered in answers}) == 1
         assert gpus.asked == 1
