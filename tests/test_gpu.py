@@ -23,6 +23,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from teesign import VerificationError
+from teesign.verify.gpu import parse_spdm_report, verify_gpu_evidence
+
 GPU_PYTHON = os.environ.get("TEESIGN_TEST_GPU_PYTHON", "")
 pytestmark = pytest.mark.skipif(not GPU_PYTHON, reason="NVIDIA's library is not installed; run `nox -s gpu`")
 
@@ -93,6 +96,60 @@ def test_the_architecture_is_what_the_evidence_says(evidence: dict[str, Any]) ->
     """The payload names the architecture of its GPUs."""
     assert {item["arch"] for item in evidence["evidence_list"]} == {evidence["arch"]}
     assert evidence["arch"] in ("HOPPER", "BLACKWELL")
+
+
+def test_canned_evidence_verifies_over_its_own_nonce(evidence: dict[str, Any]) -> None:
+    """A real GPU's chain and signature hold under our checks, up to NVIDIA's pinned root."""
+    for item in evidence["evidence_list"]:
+        nonce = parse_spdm_report(base64.b64decode(item["evidence"])).nonce
+        (gpu,) = verify_gpu_evidence([item], nonce, now=time.time())
+        assert "NVIDIA" in gpu.name
+
+
+def test_canned_evidence_does_not_verify_over_ours(evidence: dict[str, Any]) -> None:
+    """Which is why nobody can pass it off as an answer."""
+    assert _failure(evidence["evidence_list"][0], NONCE) == "gpu_nonce_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("member", "place", "code"),
+    [
+        ("evidence", 0, "gpu_bad_report"),
+        ("evidence", 4, "gpu_nonce_mismatch"),
+        ("evidence", 36, "gpu_signature_mismatch"),
+        ("evidence", 60, "gpu_signature_mismatch"),
+        ("evidence", 3700, "gpu_signature_mismatch"),
+        ("evidence", -90, "gpu_signature_mismatch"),
+        ("evidence", -1, "gpu_signature_mismatch"),
+    ],
+)
+def test_a_changed_byte_of_the_report_is_found(evidence: dict[str, Any], member: str, place: int, code: str) -> None:
+    """In the request, the measurements, the other data and the signature."""
+    item = evidence["evidence_list"][0]
+    nonce = parse_spdm_report(base64.b64decode(item["evidence"])).nonce
+    changed = bytearray(base64.b64decode(item[member]))
+    changed[place] ^= 1
+    assert _failure(item | {member: base64.b64encode(changed).decode()}, nonce) == code
+
+
+def test_a_changed_byte_of_each_certificate_is_found(evidence: dict[str, Any]) -> None:
+    """Neither the leaf nor an authority nor the root can be another."""
+    item = evidence["evidence_list"][0]
+    nonce = parse_spdm_report(base64.b64decode(item["evidence"])).nonce
+    begin = b"-----BEGIN CERTIFICATE-----"
+    parts = base64.b64decode(item["certificate"]).split(begin)
+    for place in range(1, len(parts)):
+        lines = parts[place].split(b"\n")
+        lines[-3] = lines[-3][:8] + (b"A" if lines[-3][8:9] != b"A" else b"B") + lines[-3][9:]
+        changed = begin.join([*parts[:place], b"\n".join(lines), *parts[place + 1 :]])
+        code = _failure(item | {"certificate": base64.b64encode(changed).decode()}, nonce)
+        assert code in ("gpu_bad_evidence", "gpu_chain_invalid", "gpu_untrusted_root")
+
+
+def _failure(item: dict[str, Any], nonce: bytes) -> str:
+    with pytest.raises(VerificationError) as caught:
+        verify_gpu_evidence([item], nonce, now=time.time())
+    return caught.value.code
 
 
 def _get(url: str) -> Any:

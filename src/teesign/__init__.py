@@ -26,7 +26,15 @@ from .signing import (
     verify_ed25519,
 )
 from .sse import EventStreamScanner
-from .verify import VerifiedExchange, parse_signed_text, verify_digest, verify_exchange, verify_report_data
+from .verify import (
+    VerifiedAnswer,
+    VerifiedExchange,
+    parse_signed_text,
+    verify_answer,
+    verify_digest,
+    verify_exchange,
+    verify_report_data,
+)
 
 __version__ = "0.1.0"
 
@@ -52,6 +60,7 @@ __all__ = [
     "TextVersion",
     "UsageError",
     "VerificationError",
+    "VerifiedAnswer",
     "VerifiedExchange",
     "__version__",
     "compose_hash",
@@ -62,6 +71,7 @@ __all__ = [
     "replay_event_log",
     "report_data",
     "signed_text",
+    "verify_answer",
     "verify_digest",
     "verify_ecdsa",
     "verify_ed25519",

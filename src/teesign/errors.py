@@ -43,9 +43,19 @@ class MalformedError(TeesignError):
 
 
 class VerificationError(TeesignError):
-    """A check failed: the evidence is readable and does not prove what was asked of it."""
+    """A check failed: the evidence does not prove what was asked of it.
+
+    Args:
+        message: as for the root.
+        code: likewise.
+        step: name of the numbered step that failed, where there are such.
+    """
 
     code = "verification_failed"
+
+    def __init__(self, message: str, *, code: str | None = None, step: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.step = step
 
 
 class SourceError(TeesignError):

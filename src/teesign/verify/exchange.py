@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from .attestation import report_data
-from .errors import VerificationError
-from .quote import TdxQuote
-from .signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
+from ..attestation import report_data
+from ..errors import VerificationError
+from ..quote import TdxQuote
+from ..signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
 
 __all__ = ["VerifiedExchange", "parse_signed_text", "verify_digest", "verify_exchange", "verify_report_data"]
 

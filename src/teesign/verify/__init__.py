@@ -1,0 +1,19 @@
+"""Checks for the far end: each raises a `VerificationError`, or returns what it has verified.
+
+What is here needs nothing but the core. `teesign.verify.report` checks attestation reports, with the extra `verify`.
+"""
+
+from __future__ import annotations
+
+from .answer import VerifiedAnswer, verify_answer
+from .exchange import VerifiedExchange, parse_signed_text, verify_digest, verify_exchange, verify_report_data
+
+__all__ = [
+    "VerifiedAnswer",
+    "VerifiedExchange",
+    "parse_signed_text",
+    "verify_answer",
+    "verify_digest",
+    "verify_exchange",
+    "verify_report_data",
+]

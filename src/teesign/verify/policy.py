@@ -1,0 +1,96 @@
+"""What a verifier accepts: a policy, which says so itself when it pins nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from ..errors import UsageError
+from ..hexadecimal import unhex
+
+__all__ = ["Policy", "UnsafeSimulatedPolicy", "parse_policy"]
+
+_DIGEST_LENGTHS: Final = {"mr_td": 48, "rtmr0": 48, "rtmr1": 48, "rtmr2": 48, "rtmr3": 48, "compose_hash": 32}
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a report must prove. Each pin lists the values that are good, in hex; an empty one pins nothing.
+
+    Attributes:
+        mr_td: measurements of the domain's initial contents, 48 bytes each.
+        rtmr0: values of the first run-time register, 48 bytes each: the virtual hardware.
+        rtmr1: of the second: the kernel.
+        rtmr2: of the third: its command line and initial file system.
+        rtmr3: of the fourth: what dstack started.
+        compose_hash: SHA-256 of the application's compose file, 32 bytes each.
+        tcb_statuses: Intel's words for the state of the machine that are good enough.
+        require_gpus: whether a report without GPU evidence is refused.
+
+    Raises:
+        UsageError: `bad_policy` if a pin is not hex of its length.
+    """
+
+    mr_td: tuple[str, ...] = ()
+    rtmr0: tuple[str, ...] = ()
+    rtmr1: tuple[str, ...] = ()
+    rtmr2: tuple[str, ...] = ()
+    rtmr3: tuple[str, ...] = ()
+    compose_hash: tuple[str, ...] = ()
+    tcb_statuses: tuple[str, ...] = ("UpToDate",)
+    require_gpus: bool = True
+
+    def __post_init__(self) -> None:
+        for name, length in _DIGEST_LENGTHS.items():
+            if any(unhex(pin, length) is None for pin in getattr(self, name)):
+                raise UsageError(f"The policy's {name} must list values of {length} bytes in hex.", code="bad_policy")
+
+    @property
+    def accepts_simulated(self) -> bool:
+        """Whether evidence that no hardware stands behind is accepted."""
+        return False
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The names of what this policy pins; empty if any software would do."""
+        return tuple(name for name in _DIGEST_LENGTHS if getattr(self, name))
+
+    def check_pin(self, name: str, value: bytes) -> bool:
+        """Tell whether a measured value is one of those pinned under this name, or nothing is."""
+        pins = getattr(self, name)
+        return not pins or value in [unhex(pin) for pin in pins]
+
+
+class UnsafeSimulatedPolicy(Policy, frozen=True, forbid_unknown_fields=True):
+    """Accept reports that say they are simulated: for development. They prove nothing about any machine.
+
+    A report that does not say so is checked as strictly as under a `Policy`.
+    """
+
+    @property
+    def accepts_simulated(self) -> bool:
+        """Whether evidence that no hardware stands behind is accepted: yes."""
+        return True
+
+
+_KINDS: Final = {"Policy": Policy, "UnsafeSimulatedPolicy": UnsafeSimulatedPolicy}
+
+
+def parse_policy(text: str | bytes) -> Policy:
+    """Read a policy from JSON: an object with the attributes of `Policy`, and in `policy` the name of its class.
+
+    Args:
+        text: the JSON; without a member `policy` it is a `Policy`.
+
+    Raises:
+        UsageError: `bad_policy` if it is something else, or has a member that no policy has.
+    """
+    try:
+        fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+        kind = _KINDS[fields.pop("policy", "Policy")]
+        return msgspec.convert(fields, kind)
+    except (msgspec.MsgspecError, KeyError, TypeError, RecursionError, UnicodeError) as error:
+        raise UsageError(
+            f"The policy is not a JSON object with known members, or `policy` is not one of {', '.join(_KINDS)}.",
+            code="bad_policy",
+        ) from error

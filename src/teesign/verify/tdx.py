@@ -1,0 +1,75 @@
+"""The signature of a TDX quote, its certificates and the state of the machine, by `dcap-qvl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import dcap_qvl
+import msgspec
+
+from ..errors import UsageError, VerificationError
+from .policy import Policy
+
+__all__ = ["VerifiedTcb", "verify_quote"]
+
+_REASONS: Final = (
+    ("No matching TCB level", "tcb_unknown", "Intel knows no state of this machine: its firmware is too old."),
+    ("expired", "collateral_expired", "The collateral, or a certificate, is not valid at this time."),
+    ("revoked", "certificate_revoked", "A certificate of the quote was revoked."),
+)
+_UNVERIFIED: Final = "The quote's signature, or its chain up to Intel's root, does not verify with this collateral."
+
+
+class VerifiedTcb(msgspec.Struct, frozen=True):
+    """What Intel says about the machine that made a quote.
+
+    Attributes:
+        status: "UpToDate", or another word that the policy accepts.
+        advisory_ids: Intel's security advisories that apply.
+    """
+
+    status: str
+    advisory_ids: tuple[str, ...]
+
+
+def verify_quote(
+    quote: bytes, collateral: Mapping[str, Any], policy: Policy, *, now: float, root: bytes | None = None
+) -> VerifiedTcb:
+    """Check a quote's signature up to Intel's root, and the state of its machine against the policy.
+
+    What it does NOT establish: what the quote says. In debug mode, or over other report data, it verifies as well.
+
+    Args:
+        quote: binary.
+        collateral: Intel's certificates, revocation lists and lists of good states, as `dcap-qvl` names them, decoded.
+        policy: which states are good enough.
+        now: seconds since 1970, UTC, at which all must be valid.
+        root: another root than Intel's that is trusted instead, a certificate in DER; for tests.
+
+    Raises:
+        VerificationError: `quote_not_verified`, `collateral_expired`, `tcb_unknown`, `certificate_revoked`, or
+            `tcb_not_accepted` if the policy does not list the state.
+        UsageError: `bad_collateral` if the collateral lacks members.
+    """
+    try:
+        parsed = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(dict(collateral)))
+    except ValueError as error:
+        raise UsageError("The collateral is not what dcap-qvl writes as JSON.", code="bad_collateral") from error
+    try:
+        if root is None:
+            verified = dcap_qvl.verify(quote, parsed, int(now))
+        else:
+            verified = dcap_qvl.verify_with_root_ca(quote, parsed, root, int(now))
+    except (ValueError, OverflowError) as error:
+        code, message = next(
+            ((code, message) for word, code, message in _REASONS if word.lower() in str(error).lower()),
+            ("quote_not_verified", _UNVERIFIED),
+        )
+        raise VerificationError(message, code=code) from error
+    if verified.status not in policy.tcb_statuses:
+        raise VerificationError(
+            f"The machine's state is {verified.status}, which the policy does not accept.", code="tcb_not_accepted"
+        )
+    return VerifiedTcb(verified.status, tuple(verified.advisory_ids))

@@ -1,0 +1,94 @@
+"""One answer against the attested key, in every form that servers of this family answer with."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import pytest
+
+from teesign import SigningAlgorithm, SigningPair, VerificationError, signed_text, verify_answer
+from teesign.testing import fixed_pair
+
+REQUEST, RESPONSE = b"request", b"response"
+DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
+PAIR, OTHER = fixed_pair(), SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
+CHAT = msgspec.to_builtins(PAIR.sign(signed_text(*DIGESTS)))
+OTHER_CHAT = msgspec.to_builtins(OTHER.sign(signed_text(*DIGESTS)))
+
+
+def basic(text: str, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
+    """Return an answer without the extra members."""
+    identity, chat = PAIR.identity(algorithm), PAIR.sign(text)
+    signature = chat.signature_ecdsa if algorithm == "ecdsa" else chat.signature_ed25519
+    return {"text": text, "signature": signature, "signing_address": identity.address, "signing_algo": algorithm}
+
+
+FULL = basic(signed_text(*DIGESTS)) | CHAT
+ADDRESS = PAIR.identity("ecdsa").address
+FORMS: dict[str, dict[str, str]] = {
+    "full": FULL,
+    "without the extra members": basic(signed_text(*DIGESTS)),
+    "three parts": basic(signed_text(*DIGESTS, version="v2", model="org/model:8b")),
+    "lower-case address": FULL | {"signing_address": ADDRESS.lower()},
+    "address without 0x": FULL | {"signing_address": ADDRESS[2:]},
+    "signature without 0x": FULL | {"signature": FULL["signature"][2:]},
+    "v of 0 or 1": FULL | {"signature": f"{FULL['signature'][:-2]}{int(FULL['signature'][-2:], 16) - 27:02x}"},
+    "without its algorithm": {key: FULL[key] for key in ("text", "signature", "signing_address")},
+    "the extra members alone": CHAT,
+    "unknown members": FULL | {"version": "2"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_verifies(form: str) -> None:
+    """The attested address may be written in any case too."""
+    for address in (ADDRESS, ADDRESS.lower()):
+        verified = verify_answer(REQUEST, RESPONSE, FORMS[form], algorithm="ecdsa", address=address)
+        assert (verified.request_sha256, verified.response_sha256) == DIGESTS
+        assert verified.model == ("org/model:8b" if form == "three parts" else None)
+
+
+def test_ed25519_verifies() -> None:
+    """Where the Ed25519 key is the attested one, its signature counts."""
+    answer = basic(signed_text(*DIGESTS), "ed25519")
+    address = PAIR.identity("ed25519").address
+    assert verify_answer(REQUEST, RESPONSE, answer, algorithm="ed25519", address=address).signing_algo == "ed25519"
+    assert verify_answer(REQUEST, RESPONSE, FULL, algorithm="ed25519", address=address).signing_address == address
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        pytest.param({}, "bad_signature_answer", id="nothing"),
+        pytest.param({"text": 1}, "bad_signature_answer", id="text is a number"),
+        pytest.param(FULL | {"signing_algo": "rsa"}, "bad_signature_answer", id="unknown algorithm"),
+        pytest.param({"text": FULL["text"]}, "identity_mismatch", id="no signature"),
+        pytest.param(FULL | {"text": "x"}, "bad_text", id="no digests"),
+        pytest.param(FULL | {"text": signed_text(DIGESTS[1], DIGESTS[1])}, "request_hash_mismatch", id="request"),
+        pytest.param(FULL | {"text": signed_text(DIGESTS[0], DIGESTS[0])}, "response_hash_mismatch", id="response"),
+        pytest.param(FULL | {"text": f"m:{FULL['text']}"}, "ecdsa_mismatch", id="a model put in front"),
+        pytest.param(FULL | {"signing_address": "0x" + "11" * 20}, "identity_mismatch", id="address"),
+        pytest.param(FULL | OTHER_CHAT, "identity_mismatch", id="another's extra members"),
+        pytest.param(OTHER_CHAT, "identity_mismatch", id="another's signatures"),
+        pytest.param(basic(FULL["text"], "ed25519"), "identity_mismatch", id="only the other algorithm"),
+        pytest.param(FULL | {"signature": OTHER_CHAT["signature_ecdsa"]}, "ecdsa_mismatch", id="another's signature"),
+        pytest.param(FULL | {"signature": ""}, "bad_signature", id="empty signature"),
+        pytest.param(
+            FULL | {"signature_ed25519": OTHER_CHAT["signature_ed25519"]}, "ed25519_mismatch", id="extra signature"
+        ),
+    ],
+)
+def test_a_defect_is_found(answer: dict[str, Any], code: str) -> None:
+    """Each fails with its code, and the address is compared before its signature is looked at."""
+    with pytest.raises(VerificationError) as caught:
+        verify_answer(REQUEST, RESPONSE, answer, algorithm="ecdsa", address=ADDRESS)
+    assert caught.value.code == code
+
+
+def test_other_bytes_do_not_verify() -> None:
+    """Not one byte more or less."""
+    for request, response in ((REQUEST + b"x", RESPONSE), (REQUEST, RESPONSE[:-1])):
+        with pytest.raises(VerificationError):
+            verify_answer(request, response, FULL, algorithm="ecdsa", address=ADDRESS)

@@ -1,0 +1,391 @@
+"""Attestation reports: genuine ones verify, and each defect fails with a code of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authority, Intel, Nvidia
+from cryptography.hazmat.primitives.asymmetric import ec
+from support import RECORDINGS
+
+from teesign import Challenge, Quote, SigningAlgorithm, TeesignError, UsageError, VerificationError, parse_quote
+from teesign.testing import fixed_evidence, fixed_pair, fixed_quote
+from teesign.verify.gpu import parse_spdm_report, verify_gpu_evidence
+from teesign.verify.policy import Policy, UnsafeSimulatedPolicy, parse_policy
+from teesign.verify.report import STEPS, VerifiedReport, verify_report
+from teesign.verify.tdx import verify_quote
+
+NONCE, SPKI = b"\7" * 32, b"\x0b" * 32
+COLLATERAL = INTEL.collateral()
+recorded = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recorded evidence is not part of the repository")
+
+
+def genuine(
+    algorithm: SigningAlgorithm = "ecdsa", *, spki_sha256: bytes | None = None, attributes: int = SEPT_VE_DISABLE
+) -> dict[str, Any]:
+    """Return a report that the test's authorities stand behind."""
+    challenge = Challenge.new(fixed_pair().identity(algorithm), nonce=NONCE, spki_sha256=spki_sha256)
+    quote = INTEL.quote(challenge.report_data, attributes=attributes)
+    return challenge.answer(model="m", quote=quote, gpu_evidence=NVIDIA.evidence(NONCE), info={})
+
+
+def simulated() -> dict[str, Any]:
+    """Return a report as `DEV=1` makes it."""
+    challenge = Challenge.new(fixed_pair().identity("ecdsa"), nonce=NONCE)
+    quote = fixed_quote(challenge.report_data)
+    return challenge.answer(model="m", quote=quote, gpu_evidence=fixed_evidence(NONCE), info={})
+
+
+REPORT = genuine()
+
+
+def check(report: dict[str, Any], policy: Policy | None = None, **options: Any) -> VerifiedReport:
+    """Verify a report with the test's roots and collateral, at a time when all is valid."""
+    given = {"collateral": COLLATERAL, "now": NOW, "roots": ROOTS, **options}
+    return verify_report(report, NONCE, policy or Policy(), **given)
+
+
+def pinning(pins: dict[str, str]) -> Policy:
+    """Return a policy with these pins."""
+    return parse_policy(json.dumps({name: [pin] for name, pin in pins.items()}))
+
+
+def failure(report: dict[str, Any], policy: Policy | None = None, **options: Any) -> tuple[str, str | None]:
+    """Return the code and the step that a report fails with."""
+    with pytest.raises(VerificationError) as caught:
+        check(report, policy, **options)
+    return caught.value.code, caught.value.step
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_a_genuine_report_verifies(algorithm: SigningAlgorithm) -> None:
+    """From nonce to verdict, every step passes in order, and the key that comes back is the server's."""
+    verified = check(genuine(algorithm))
+    assert verified.signing_address == fixed_pair().identity(algorithm).address
+    assert [step.name for step in verified.steps] == [step.name for step in STEPS]
+    assert [step.number for step in verified.steps] == list(range(1, len(STEPS) + 1))
+    assert verified.tcb is not None
+    assert (verified.tcb.status, len(verified.gpus), verified.simulated) == ("UpToDate", 1, False)
+
+
+def test_a_bound_tls_key_verifies() -> None:
+    """A report that binds the connection's key is checked against that key."""
+    report = genuine(spki_sha256=SPKI)
+    assert check(report, spki_sha256=SPKI).signing_address == report["signing_address"]
+    assert failure(report) == ("report_data_mismatch", "report data")
+    assert failure(REPORT, spki_sha256=SPKI) == ("report_data_mismatch", "report data")
+
+
+def test_lower_case_addresses_and_absent_extras_verify() -> None:
+    """Servers of this family may leave out the key, and write addresses and the event log in other ways."""
+    report = {key: REPORT[key] for key in ("signing_address", "request_nonce", "intel_quote", "nvidia_payload")}
+    report |= {"signing_address": report["signing_address"].lower(), "event_log": json.dumps(REPORT["event_log"])}
+    assert check(report).signing_address == REPORT["signing_address"]
+
+
+def test_what_is_not_established_is_listed() -> None:
+    """The verdict has limits, and names them; a policy that pins nothing says so."""
+    missing = check(REPORT).not_established
+    for word in ("revoked", "reference measurements", "weights", "pins nothing"):
+        assert any(word in item for item in missing), word
+
+
+def test_a_policy_that_pins_is_obeyed() -> None:
+    """Each pin accepts its values, in either case, and refuses others."""
+    quote = parse_quote(bytes.fromhex(REPORT["intel_quote"]))
+    compose = check(REPORT).compose_hash
+    assert compose is not None
+    values = {"mr_td": quote.mr_td, "compose_hash": compose} | {
+        f"rtmr{n}": value for n, value in enumerate(quote.rtmrs)
+    }
+    verified = check(REPORT, pinning({name: value.hex().upper() for name, value in values.items()}))
+    assert not any("pins nothing" in item for item in verified.not_established)
+    for name, value in values.items():
+        other = pinning({name: "ff" * len(value)})
+        assert failure(REPORT, other) == (f"{name}_mismatch", "software")
+
+
+def edited(**changes: Any) -> dict[str, Any]:
+    """Return the genuine report with other members."""
+    return REPORT | changes
+
+
+def with_gpu(item: dict[str, str] | None = None, /, **changes: str) -> dict[str, Any]:
+    """Return the genuine report with other evidence."""
+    payload = {"nonce": NONCE.hex(), "evidence_list": [(item or NVIDIA.item(NONCE)) | changes]}
+    return edited(nvidia_payload=json.dumps(payload))
+
+
+def flipped(text: str, place: int) -> str:
+    """Return base64 of the same bytes with one bit changed."""
+    data = bytearray(base64.b64decode(text))
+    data[place] ^= 1
+    return base64.b64encode(data).decode()
+
+
+def changed_event(**changes: str) -> dict[str, Any]:
+    """Return the genuine report with another compose-hash event."""
+    log = [event | changes if event["event"] == "compose-hash" else event for event in REPORT["event_log"]]
+    return edited(event_log=log)
+
+
+def quote_with(place: int) -> dict[str, Any]:
+    """Return the genuine report with one bit of its quote changed."""
+    quote = bytearray.fromhex(REPORT["intel_quote"])
+    quote[place] ^= 2
+    return edited(intel_quote=quote.hex())
+
+
+ITEM = NVIDIA.item(NONCE)
+STRANGER = Nvidia()
+NOT_AN_AUTHORITY = Authority("GH100", NVIDIA.gpu, ca=False, curve=ec.SECP384R1())
+EXPIRED = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_after=datetime(2029, 6, 1, tzinfo=UTC))
+P256 = Authority("GH100", NVIDIA.model, ca=False)
+DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no-address": ({key: REPORT[key] for key in REPORT if key != "signing_address"}, "bad_report", "report"),
+    "address-is-a-number": (edited(signing_address=1), "bad_report", "report"),
+    "simulated": (simulated(), "simulated", "report"),
+    "address-too-short": (edited(signing_address="0x12"), "bad_address", "key"),
+    "another-key": (edited(signing_public_key="11" * 64), "public_key_mismatch", "key"),
+    "another-address-without-key": (
+        edited(signing_address="0x" + "11" * 20, signing_public_key=None),
+        "report_data_mismatch",
+        "report data",
+    ),
+    "another-nonce": (edited(request_nonce="11" * 32), "nonce_mismatch", "key"),
+    "quote-not-hex": (edited(intel_quote="xyz"), "bad_quote", "quote"),
+    "quote-truncated": (edited(intel_quote=REPORT["intel_quote"][:900]), "bad_quote", "quote"),
+    "debug-mode": (genuine(attributes=SEPT_VE_DISABLE | 1), "debug_mode", "quote"),
+    "simulated-in-disguise": (simulated() | {"simulated": False}, "debug_mode", "quote"),
+    "bit-of-mr-td": (quote_with(48 + 140), "quote_not_verified", "signature"),
+    "bit-of-report-data": (quote_with(48 + 530), "quote_not_verified", "signature"),
+    "bit-of-quote-signature": (quote_with(640), "quote_not_verified", "signature"),
+    "event-digest": (changed_event(digest="ff" * 48), "event_log_mismatch", "event log"),
+    "event-payload": (changed_event(event_payload="ff" * 32), "event_payload_mismatch", "event log"),
+    "event-name": (changed_event(event="compose-hush"), "event_payload_mismatch", "event log"),
+    "event-left-out": (edited(event_log=REPORT["event_log"][1:]), "event_log_mismatch", "event log"),
+    "event-log-no-list": (edited(event_log="{}"), "bad_event_log", "event log"),
+    "no-gpus": (edited(nvidia_payload=None), "gpu_missing", "gpus"),
+    "gpu-payload-no-json": (edited(nvidia_payload="{"), "gpu_bad_evidence", "gpus"),
+    "gpu-payload-nonce": (
+        edited(nvidia_payload=json.dumps({"nonce": "00" * 32, "evidence_list": [NVIDIA.item(NONCE)]})),
+        "gpu_nonce_mismatch",
+        "gpus",
+    ),
+    "gpu-report-nonce": (with_gpu(evidence=NVIDIA.item(bytes(32))["evidence"]), "gpu_nonce_mismatch", "gpus"),
+    "gpu-report-truncated": (with_gpu(evidence=ITEM["evidence"][:40]), "gpu_bad_report", "gpus"),
+    "gpu-measurement-bit": (with_gpu(evidence=flipped(ITEM["evidence"], 46)), "gpu_signature_mismatch", "gpus"),
+    "gpu-signature-bit": (with_gpu(evidence=flipped(ITEM["evidence"], -1)), "gpu_signature_mismatch", "gpus"),
+    "gpu-no-certificate": (with_gpu(certificate=""), "gpu_bad_evidence", "gpus"),
+    "gpu-another-root": (with_gpu(STRANGER.item(NONCE)), "gpu_untrusted_root", "gpus"),
+    "gpu-chain-with-a-gap": (
+        with_gpu(NVIDIA.item(NONCE, NVIDIA.gpu, STRANGER.gpu.pem + NVIDIA.root.pem)),
+        "gpu_chain_invalid",
+        "gpus",
+    ),
+    "gpu-issued-by-a-gpu": (with_gpu(NVIDIA.item(NONCE, NOT_AN_AUTHORITY)), "gpu_chain_invalid", "gpus"),
+    "gpu-certificate-expired": (with_gpu(NVIDIA.item(NONCE, EXPIRED)), "gpu_chain_invalid", "gpus"),
+    "gpu-on-another-curve": (with_gpu(NVIDIA.item(NONCE, NVIDIA.gpu, P256.pem)), "gpu_signature_mismatch", "gpus"),
+    "gpu-twice": (
+        edited(nvidia_payload=json.dumps({"nonce": NONCE.hex(), "evidence_list": [ITEM, ITEM]})),
+        "gpu_duplicate",
+        "gpus",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found_by_its_step(defect: str) -> None:
+    """Each fails in the step that is there for it, with its code."""
+    report, code, step = DEFECTS[defect]
+    assert failure(report) == (code, step)
+
+
+def test_steps_before_the_failure_are_reported() -> None:
+    """Whoever shows the steps hears of those that passed, up to the one that did not."""
+    seen: list[str] = []
+    failure(changed_event(digest="ff" * 48), passed=lambda step: seen.append(step.name))
+    assert seen == [step.name for step in STEPS[:5]]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        pytest.param({"now": END.timestamp() + 1}, "collateral_expired", id="after its collateral"),
+        pytest.param({"collateral": None}, "no_collateral", id="without collateral"),
+        pytest.param({"roots": None}, "quote_not_verified", id="under Intel's own root"),
+        pytest.param({"collateral": Intel().collateral()}, "quote_not_verified", id="collateral of another authority"),
+    ],
+)
+def test_the_quote_needs_its_collateral(options: dict[str, Any], code: str) -> None:
+    """At another time, or with other collateral or roots, the quote proves nothing."""
+    assert failure(REPORT, **options) == (code, "signature")
+
+
+def test_the_state_of_the_machine_must_be_accepted() -> None:
+    """A machine that Intel calls out of date is refused, unless the policy takes it."""
+    intel = Intel("OutOfDate")
+    quote = intel.quote(bytes(64)).quote
+    with pytest.raises(VerificationError) as caught:
+        verify_quote(quote, intel.collateral(), Policy(), now=NOW, root=intel.root.der)
+    assert caught.value.code == "tcb_not_accepted"
+    tolerant = Policy(tcb_statuses=("UpToDate", "OutOfDate"))
+    verified = verify_quote(quote, intel.collateral(), tolerant, now=NOW, root=intel.root.der)
+    assert verified.status == "OutOfDate"
+
+
+def test_collateral_without_its_members_is_a_mistake_of_the_caller() -> None:
+    """Not the server's fault."""
+    with pytest.raises(UsageError, match="collateral"):
+        check(REPORT, collateral={})
+
+
+def test_an_unsafe_policy_accepts_a_simulated_report() -> None:
+    """Signature and GPU evidence are skipped, which the result says; everything else is checked."""
+    verified = check(simulated(), UnsafeSimulatedPolicy(), collateral=None)
+    assert verified.simulated
+    assert verified.tcb is None
+    assert any("simulated" in item for item in verified.not_established)
+    other = simulated() | {"request_nonce": "11" * 32}
+    assert failure(other, UnsafeSimulatedPolicy()) == ("nonce_mismatch", "key")
+
+
+def test_an_unsafe_policy_checks_a_report_that_is_not_simulated() -> None:
+    """It is lenient with what says that it is simulated, and with nothing else."""
+    assert check(REPORT, UnsafeSimulatedPolicy()).tcb is not None
+    assert failure(quote_with(640), UnsafeSimulatedPolicy())[0] == "quote_not_verified"
+
+
+def test_gpus_can_be_left_out_by_policy() -> None:
+    """A machine without GPUs is fine for who says so."""
+    assert check(edited(nvidia_payload=None), Policy(require_gpus=False)).gpus == ()
+
+
+def test_a_log_without_compose_file_verifies_unless_it_is_pinned() -> None:
+    """Not every machine is started by dstack; but a pin can not be met by nothing."""
+    challenge = Challenge.new(fixed_pair().identity("ecdsa"), nonce=NONCE)
+    raw = bytearray(INTEL.quote(challenge.report_data).quote)
+    raw[48 + 472 : 48 + 520] = bytes(48)
+    report = simulated() | {"intel_quote": raw.hex(), "event_log": []}
+    assert check(report, UnsafeSimulatedPolicy()).compose_hash is None
+    assert failure(report, UnsafeSimulatedPolicy(compose_hash=("11" * 32,)))[0] == "bad_event_log"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"tcb_statuses": ["UpToDate", "SWHardeningNeeded"], "require_gpus": false}', Policy),
+        ('{"policy": "Policy"}', Policy),
+        ('{"policy": "UnsafeSimulatedPolicy"}', UnsafeSimulatedPolicy),
+    ],
+)
+def test_policies_are_read_from_json(text: str, kind: type[Policy]) -> None:
+    """A file says which policy it is; the strict one is the default."""
+    assert type(parse_policy(text)) is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"policy": "Lenient"}',
+        '{"policy": 1}',
+        '{"mrtd": []}',
+        '{"mr_td": ["11"]}',
+        '{"mr_td": "11"}',
+    ],
+)
+def test_other_files_are_no_policies(text: str) -> None:
+    """A misspelt pin must not be a policy that pins nothing."""
+    with pytest.raises(UsageError) as caught:
+        parse_policy(text)
+    assert caught.value.code == "bad_policy"
+
+
+def recording(name: str) -> Any:
+    """Return recorded JSON."""
+    return json.loads((RECORDINGS / "tdx" / name).read_bytes())
+
+
+@recorded
+def test_intels_sample_verifies_in_its_time() -> None:
+    """A real quote verifies while its collateral is valid, and not after."""
+    quote = (RECORDINGS / "tdx" / "tdx_quote").read_bytes()
+    collateral = recording("tdx_quote_collateral.json")
+    during = datetime(2025, 7, 1, tzinfo=UTC).timestamp()
+    assert verify_quote(quote, collateral, Policy(), now=during).status == "UpToDate"
+    with pytest.raises(VerificationError) as caught:
+        verify_quote(quote, collateral, Policy(), now=datetime(2025, 7, 20, tzinfo=UTC).timestamp())
+    assert caught.value.code == "collateral_expired"
+
+
+@recorded
+def test_an_outdated_machine_fails() -> None:
+    """A real quote of a machine whose firmware Intel no longer knows."""
+    quote = (RECORDINGS / "tdx" / "tdx_quote_outdated").read_bytes()
+    moment = datetime(2026, 2, 18, 11, 58, 51, tzinfo=UTC).timestamp()
+    with pytest.raises(VerificationError) as caught:
+        verify_quote(quote, recording("tdx_quote_outdated_collateral.json"), Policy(), now=moment)
+    assert caught.value.code == "tcb_unknown"
+
+
+def recorded_report(name: str, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a report around a recorded quote and event log, with a compose-hash event that may be changed."""
+    answer = recording(name)
+    log = json.loads(answer["event_log"])
+    if change:
+        log = [change(event) if event["event"] == "compose-hash" else event for event in log]
+    return {"intel_quote": answer["quote"], "event_log": log}
+
+
+@recorded
+@pytest.mark.parametrize("name", ["dstack-getquote.json", "dstack-getquote-lite.json"])
+def test_recorded_event_logs_pass_their_steps(name: str) -> None:
+    """The event log and software steps pass on a real machine's answer, and fail when one event is changed."""
+    by_name = {step.name: step.check for step in STEPS}
+
+    def run(report: dict[str, Any], policy: Policy) -> None:
+        from teesign.verify.report import _Evidence, _Report  # the steps before need a nonce that nobody recorded
+
+        read = msgspec.convert({"signing_address": "", "request_nonce": "", **report}, _Report)
+        evidence = _Evidence(report, NONCE, policy, None, NOW, None, ROOTS, report=read)
+        for step in ("quote", "event log", "software"):
+            by_name[step](evidence)
+
+    payload = next(event for event in recorded_report(name)["event_log"] if event["event"] == "compose-hash")
+    pinned = Policy(compose_hash=(payload["event_payload"],))
+    run(recorded_report(name), pinned)
+    with pytest.raises(VerificationError):
+        run(recorded_report(name, lambda event: event | {"event_payload": "00" * 32}), pinned)
+    with pytest.raises(VerificationError):
+        run(recorded_report(name), Policy(compose_hash=("00" * 32,)))
+
+
+def test_every_byte_of_a_gpus_report_counts() -> None:
+    """No single byte can be changed, whichever it is."""
+    report = base64.b64decode(ITEM["evidence"])
+    for place in range(len(report)):
+        item = ITEM | {"evidence": flipped(ITEM["evidence"], place)}
+        with pytest.raises(TeesignError):
+            verify_gpu_evidence([item], NONCE, now=NOW, root_sha256=NVIDIA.root_sha256)
+
+
+@pytest.mark.parametrize("length", range(0, 186, 7))
+def test_truncated_reports_are_refused(length: int) -> None:
+    """Cut anywhere, it is no report."""
+    with pytest.raises(VerificationError, match="SPDM"):
+        parse_spdm_report(base64.b64decode(ITEM["evidence"])[:length])
+
+
+def test_a_quote_of_the_test_authority_is_not_simulated() -> None:
+    """The whole path runs on evidence that verifies, not on the simulation's."""
+    assert isinstance(INTEL.quote(bytes(64)), Quote)
+    assert "simulated" not in REPORT
