@@ -6,6 +6,8 @@ import base64
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +16,16 @@ from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authori
 from cryptography.hazmat.primitives.asymmetric import ec
 from support import RECORDINGS
 
-from teesign import Challenge, Quote, SigningAlgorithm, TeesignError, UsageError, VerificationError, parse_quote
+from teesign import (
+    Challenge,
+    Quote,
+    SigningAlgorithm,
+    TeesignError,
+    UsageError,
+    VerificationError,
+    parse_quote,
+    signed_text,
+)
 from teesign.testing import fixed_evidence, fixed_pair, fixed_quote
 from teesign.verify.gpu import parse_spdm_report, verify_gpu_evidence
 from teesign.verify.policy import Policy, UnsafeSimulatedPolicy, parse_policy
@@ -389,3 +400,15 @@ def test_a_quote_of_the_test_authority_is_not_simulated() -> None:
     """The whole path runs on evidence that verifies, not on the simulation's."""
     assert isinstance(INTEL.quote(bytes(64)), Quote)
     assert "simulated" not in REPORT
+
+
+def test_the_example_of_the_page_works() -> None:
+    """The script of docs/verifying.md goes from a nonce to a verified answer."""
+    page = (Path(__file__).parents[1] / "docs" / "verifying.md").read_text()
+    script = page.partition("```python\n")[2].partition("```")[0].replace("now=now", "now=now, roots=roots")
+    chat = fixed_pair().sign(signed_text(sha256(b"in").hexdigest(), sha256(b"out").hexdigest()))
+    names: dict[str, Any] = {"report": REPORT, "nonce": NONCE, "collateral": COLLATERAL, "now": NOW, "roots": ROOTS}
+    names |= {"policy_json": "{}", "request_body": b"in", "response_body": b"out"}
+    names |= {"signature": msgspec.to_builtins(chat)}
+    exec(compile(script, "verifying.md", "exec"), names)
+    assert names["answer"].signing_address == REPORT["signing_address"]

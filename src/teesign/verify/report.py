@@ -265,7 +265,7 @@ def verify_report(
 
     Raises:
         VerificationError: with the code of what is wrong, and the step's name in `step`.
-        UsageError: `bad_report_data` if nonce or key hash has another length; `bad_collateral`.
+        UsageError: `bad_report_data` if the key hash has another length; `bad_collateral`.
     """
     evidence = _Evidence(report, nonce, policy, collateral, now, spki_sha256, roots or TrustedRoots())
     steps = run_steps(STEPS, evidence, passed)
