@@ -178,6 +178,29 @@ async def test_an_early_error_is_delivered(ours: Pool, status: int) -> None:
         await until(lambda: left and backend.served[0].gone_at > 0)
 
 
+async def test_an_early_success_waits_for_the_request(ours: Pool) -> None:
+    """Whoever sees the response may rely on the whole body having been taken."""
+    taken = False
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield b"abc"
+        await anyio.sleep(0.1)
+        taken = True
+
+    async def ask(url: httpcore.URL) -> bool:
+        headers = [HOST, (b"content-length", b"3")]
+        response = await ours.handle_async_request(httpcore.Request("POST", url, headers=headers, content=body()))
+        seen = taken
+        await response.aread()
+        await response.aclose()
+        return seen
+
+    with RawBackend(answers(OK)) as backend:
+        assert await ask(backend.url())
+        assert repr(ours) == "Pool(1 connections, 1 of them idle)"
+
+
 async def test_connections_are_used_again_newest_first(ours: Pool) -> None:
     """So that under less load the others grow old."""
     with RawBackend(always) as backend:

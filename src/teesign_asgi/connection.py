@@ -13,7 +13,8 @@ piece, so that what arrived in one read leaves in one write. If nobody takes it,
 looks whether it was too early, so that chunks do not touch it.
 
 A request's body that is there already, and small, goes out with its head. Any other is sent by a task of its own, so
-that a response which comes early is seen; if that is an error, the rest of the body is not sent.
+that a response which comes early is seen: an error stops the sending, anything else waits until all is sent, since
+whoever reads an answer may rely on the question having been asked.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._is_paused = False
-        self._silence: float = 0
-        self._silent_since: float = 0
+        self._silence = self._silent_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sender: asyncio.Task[None] | None = None
         self._may_write = asyncio.Event()
@@ -93,11 +93,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(head)
         if body:
             self._sender = self._loop.create_task(self._send(body, write_timeout))
+            self._sender.add_done_callback(lambda _: self._wake())
         try:
-            while not parser.status:
+            while not parser.status or (parser.status < 300 and self._is_sending()):
                 await self._wait()
-            if parser.status >= 300:
-                await self._stop_sending()
+            await self._stop_sending()
         except BaseException:
             await self._close()
             raise
@@ -146,9 +146,12 @@ class Connection(asyncio.Protocol):
         self.abort()
         await self._stop_sending()
 
+    def _is_sending(self) -> bool:
+        return self._sender is not None and not self._sender.done()
+
     async def _stop_sending(self) -> None:
         """Stop sending, and wait until whoever gives the body has been left."""
-        if self._sender is not None:
+        if self._sender is not None and self._is_sending():
             with anyio.CancelScope(shield=True):
                 self._sender.cancel()
                 await asyncio.wait([self._sender])
@@ -166,7 +169,6 @@ class Connection(asyncio.Protocol):
             self._fail(httpcore.WriteTimeout("The backend takes nothing."))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
             self._fail(error)
-        self._silent_since = self._loop.time()
 
     async def _wait(self) -> None:
         """Wait until something has come or happened; raise what has ended the response before."""
@@ -199,7 +201,7 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._waiter is None:
             return  # nobody waits for the backend now; who does so next sets the timer
-        if self._sender is not None and not self._sender.done():
+        if self._is_sending():
             self._silent_since = self._loop.time()  # the body has a time limit of its own
         due = self._silent_since + self._silence
         if due > self._loop.time():
@@ -241,7 +243,6 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         self._may_write.set()
         self._end(exc)
         self._on_closed(self)
