@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from teesign.testing import ManualClock
 from teesign_asgi.errors import BackendError
+from teesign_asgi.pool import Pool
 from teesign_asgi.types import Headers
 from teesign_asgi.upstream import (
     CONNECT_TIMEOUT,
@@ -332,10 +333,15 @@ async def test_the_beginning_of_a_body_can_be_read(limit: int, body: bytes) -> N
     assert await response(body=Body(b"123", b"", b"456")).read(limit) == body
 
 
-async def test_the_default_pool_is_httpcores() -> None:
+async def test_the_default_pool_is_ours_on_asyncio_and_httpcores_on_trio(anyio_backend: str) -> None:
     """With as many connections as there are requests, and none idle for as long as the backend allows."""
     pool = default_pool(3)
-    assert pool._max_connections > 10**6
-    assert pool._max_keepalive_connections == 3
-    assert pool._keepalive_expiry == IDLE_TIMEOUT < 5
+    if isinstance(pool, Pool):
+        assert anyio_backend == "asyncio"
+        assert (pool._max_idle, pool._idle_timeout) == (3, IDLE_TIMEOUT)
+    else:
+        assert anyio_backend == "trio"
+        assert pool._max_connections > 10**6
+        assert pool._max_keepalive_connections == 3
+        assert pool._keepalive_expiry == IDLE_TIMEOUT < 5
     await pool.aclose()

@@ -5,7 +5,8 @@ binds a request's digest to a response's (`signed_text`), with both keys at once
 Both algorithms are deterministic (RFC 6979 and RFC 8032): the same key and text always give the same signature.
 
 ECDSA signs on libsecp256k1 directly: going through eth-keys costs three times as much, and importing it more than the
-rest of the package together, so it is loaded where something is recovered or verified and nowhere else.
+rest of the package together, so it is loaded where something is recovered or verified and nowhere else. Keccak, which
+parses C declarations when it is imported, is loaded with the first key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Final, Literal
 
 import msgspec
 from coincurve import PrivateKey
-from eth_hash.backends.pycryptodome import keccak256
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
 
@@ -311,6 +311,14 @@ def checksum_address(address: bytes) -> str:
     return "0x" + "".join(
         digit.upper() if nibble >= "8" else digit for digit, nibble in zip(digits, checksum, strict=False)
     )
+
+
+def keccak256(data: bytes) -> bytes:
+    """Return the Keccak-256 digest that Ethereum uses: SHA-3 before NIST changed its padding."""
+    # Importing it costs as much as everything else here together, and programs that only hash need none of it.
+    from Crypto.Hash import keccak
+
+    return keccak.new(data=data, digest_bits=256).digest()
 
 
 def _personal_message_digest(text: str) -> bytes:

@@ -40,6 +40,7 @@ from .errors import (
 from .guards import BearerCheck, RateLimiter
 from .http import Reply, Request, decode_path_segment
 from .observe import METRICS_CONTENT_TYPE, Metrics, describe_exception, log_event, loggable_path
+from .pool import Pool
 from .relay import Outcome, Relay
 from .routes import CATCH_ALL, ENDPOINTS, Endpoint, Handling, body_limit, check_backend_path, find_endpoint
 from .settings import Settings
@@ -62,8 +63,8 @@ class App:
         settings: what the operator chose.
         pair: the keys to sign with; from the sources, or random ones in development, when left out.
         cache: where signatures are kept: a `SignatureCache`, or any store with `put` and `get` coroutines.
-        upstream: what carries requests to the backend: anything with httpcore's asynchronous request interface. Its
-            connection pool when left out. One that is passed in is not closed by the app.
+        upstream: what carries requests to the backend: anything with httpcore's asynchronous request interface.
+            `Pool` when left out, or on trio httpcore's pool. One that is passed in is not closed by the app.
         sources: where keys, quotes and GPU evidence come from; chosen by the settings when left out.
         clock: returns seconds that never go backwards.
         random: returns that many unpredictable bytes.
@@ -101,7 +102,7 @@ class App:
         self._backend_url: Final = httpcore.URL(settings.backend_url)
         self._urls: Final = {endpoint: _backend_url(endpoint, settings) for endpoint in ENDPOINTS}
         self._starting: anyio.Lock | None = None
-        self._pool: httpcore.AsyncConnectionPool | None = None
+        self._pool: Pool | httpcore.AsyncConnectionPool | None = None
         self._sources: Sources | None = None
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None

@@ -14,12 +14,13 @@ import anyio
 
 from .errors import ClientDisconnectedError
 
-__all__ = ["run_in_background", "run_while_connected"]
+__all__ = ["on_asyncio", "run_in_background", "run_while_connected"]
 
 _background: Final[set[asyncio.Task[None]]] = set()  # the event loop itself keeps only weak references
 
 
-def _on_asyncio() -> bool:
+def on_asyncio() -> bool:
+    """Tell whether this is called from asyncio's event loop, rather than trio's."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -40,7 +41,7 @@ async def run_while_connected(
         ClientDisconnectedError: if `work` was cut off; it has been cancelled and has cleaned up by then. Work that is
             finished is finished, even if the client goes at the same moment.
     """
-    if not _on_asyncio():
+    if not on_asyncio():
         await _run_in_nursery(wait_for_disconnect, work)
         return
     finished = False
@@ -89,7 +90,7 @@ def run_in_background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     On asyncio it ends with the loop; on trio it is a system task, which is cancelled when the main task is over.
     """
-    if _on_asyncio():
+    if on_asyncio():
         task = asyncio.create_task(work())
         _background.add(task)
         task.add_done_callback(_background.discard)

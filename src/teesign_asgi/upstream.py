@@ -1,7 +1,8 @@
 """The backend: requests out, responses in, every failure as a `BackendError`.
 
-Anything with httpcore's request interface can stand here; by default it is httpcore's own connection pool. This is the
-one place that calls it, so it is also the one place where its exceptions are translated. They are never chained or
+Anything with httpcore's request interface can stand here; by default it is `Pool` on asyncio, and httpcore's own
+connection pool on trio. This is the one place that calls it, so it is also the one place where its exceptions are
+translated. They are never chained or
 logged as text: HTTP libraries quote what the other side sent.
 
 A pooled connection that the backend has closed in the meantime shows itself at once: writing fails, or reading ends
@@ -22,6 +23,9 @@ import h11
 import httpcore
 
 from .errors import BackendError
+from .framing import BrokenResponseError
+from .pool import Pool
+from .tasks import on_asyncio
 from .types import Headers
 
 __all__ = ["AsyncRequestInterface", "Backend", "default_pool", "join_url"]
@@ -39,12 +43,14 @@ _UNUSABLE: Final = (httpcore.NetworkError, httpcore.ProtocolError)
 _REFUSED: Final = (httpcore.TimeoutException, httpcore.ProxyError)
 
 
-def default_pool(max_keepalive: int) -> httpcore.AsyncConnectionPool:
-    """Return httpcore's connection pool, with as many connections as there are requests.
+def default_pool(max_keepalive: int) -> Pool | httpcore.AsyncConnectionPool:
+    """Return the connection pool for the running event loop, with as many connections as there are requests.
 
     Args:
         max_keepalive: how many idle connections are kept.
     """
+    if on_asyncio():
+        return Pool(max_idle=max_keepalive, idle_timeout=IDLE_TIMEOUT)
     return httpcore.AsyncConnectionPool(
         ssl_context=ssl.create_default_context(),
         max_connections=None,
@@ -210,8 +216,11 @@ class BackendResponse:
 
 
 def _came_to_nothing(error: Exception) -> bool:
-    """Tell whether a connection failed, rather than what came over it: then the parser's complaint is the context."""
-    return not isinstance(error.__context__, h11.ProtocolError)
+    """Tell whether a connection failed, rather than what came over it.
+
+    `Pool` has an exception of its own for that; of httpcore's, the parser's complaint is the context.
+    """
+    return not isinstance(error, BrokenResponseError) and not isinstance(error.__context__, h11.ProtocolError)
 
 
 def _kind(error: Exception) -> str:

@@ -1,0 +1,299 @@
+r"""One connection to the backend, on asyncio: one request at a time, and its response as it arrives.
+
+Theory of operation. The connection is an `asyncio.Protocol`: the event loop calls it with bytes, and it hands them to a
+`ResponseParser`. At any moment it is in one of three states:
+
+    IDLE --exchange--> BUSY --response read to its end, and reusable--> IDLE
+       \                  \--error, silence, cancellation, left early--> CLOSED
+        \--bytes that nobody asked for, or the end---------------------> CLOSED
+
+Nothing is scheduled for each chunk: whoever waits is woken through one future, and takes all that has come since in one
+piece, so that what arrived in one read leaves in one write. If nobody takes it, reading from the socket stops at
+`HIGH_WATER` bytes, which slows the backend down. One timer watches for silence; it is set once, and when it fires it
+looks whether it was too early, so that chunks do not touch it.
+
+A request's body that is there already, and small, goes out with its head. Any other is sent by a task of its own, so
+that a response which comes early is seen: an error stops the sending, anything else waits until all is sent, since
+whoever reads an answer may rely on the question having been asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Final
+
+import anyio
+import httpcore
+
+from .framing import BrokenResponseError, ResponseParser
+
+__all__ = ["HIGH_WATER", "Connection"]
+
+HIGH_WATER: Final = 64 * 1024
+"""How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection to one origin; `loop.create_connection` makes them.
+
+    Args:
+        on_idle: called when a response has been read and the connection may carry another request.
+        on_closed: called once, when the connection is lost or closed.
+    """
+
+    def __init__(self, on_idle: Callable[[Connection], None], on_closed: Callable[[Connection], None]) -> None:
+        self._on_idle: Final = on_idle
+        self._on_closed: Final = on_closed
+        self._loop: Final = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None  # None: not yet, or not any more
+        self._parser: ResponseParser | None = None  # None: idle
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_paused = False
+        self._silence = self._silent_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it can carry nothing any more."""
+        return self._transport is None or self._transport.is_closing()
+
+    async def exchange(
+        self,
+        head: bytes,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        is_head: bool,
+        read_timeout: float | None,
+        write_timeout: float | None,
+    ) -> tuple[ResponseParser, AsyncIterator[bytes]]:
+        """Send a request and wait for the head of its response.
+
+        Args:
+            head: the request's head, or with it the body.
+            body: what follows the head; framed.
+            is_head: whether the method is HEAD.
+            read_timeout: the longest silence of the backend in seconds, once everything is sent.
+            write_timeout: the longest time in seconds in which the backend takes nothing.
+
+        Returns:
+            The parser, whose head has come, and the body, which must be closed.
+
+        Raises:
+            httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError: if there is no response;
+                and whatever `body` raises. The connection is closed then.
+        """
+        assert self._transport is not None
+        self._parser = parser = ResponseParser(is_head=is_head)
+        self._silence = float("inf") if read_timeout is None else read_timeout
+        self._transport.write(head)
+        if body:
+            self._sender = self._loop.create_task(self._send(body, write_timeout))
+            self._sender.add_done_callback(lambda _: self._wake())
+        try:
+            while not parser.status or (parser.status < 300 and self._is_sending()):
+                await self._wait()
+            await self._stop_sending()
+        except BaseException:
+            await self._close()
+            raise
+        return parser, _Body(self, parser)
+
+    async def next_chunk(self, parser: ResponseParser) -> bytes:
+        """Return what has come of the response's body, waiting for more if that is nothing; b"" at its end."""
+        try:
+            while not parser.buffered:
+                if parser.complete:
+                    await self.leave(parser)
+                    return b""
+                await self._wait()
+        except BaseException:
+            await self._close()
+            raise
+        chunk = parser.take()
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    async def leave(self, parser: ResponseParser) -> None:
+        """Be done with a response: keep the connection if that is possible, else close it. Safe to call again."""
+        if self._parser is not parser:
+            return
+        sent = self._sender is None or (self._sender.done() and not self._sender.cancelled())
+        if not sent or self._error is not None or not parser.reusable or self.is_closed:
+            await self._close()
+            return
+        self._parser = self._sender = None
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self._transport.resume_reading()
+        self._on_idle(self)
+
+    def abort(self) -> None:
+        """Close the connection at once. A response that is not whole yet never will be."""
+        if self._parser is not None and not self._parser.complete:
+            self._fail(httpcore.ReadError("The connection to the backend was closed."))
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _close(self) -> None:
+        self._parser = None
+        self.abort()
+        await self._stop_sending()
+
+    def _is_sending(self) -> bool:
+        return self._sender is not None and not self._sender.done()
+
+    async def _stop_sending(self) -> None:
+        """Stop sending, and wait until whoever gives the body has been left."""
+        if self._sender is not None and self._is_sending():
+            with anyio.CancelScope(shield=True):
+                self._sender.cancel()
+                await asyncio.wait([self._sender])
+
+    async def _send(self, body: bytes | AsyncIterable[bytes], write_timeout: float | None) -> None:
+        try:
+            async for piece in _pieces(body) if isinstance(body, bytes) else body:
+                if self._transport is None:
+                    return  # the one who waits for the response is told why
+                self._transport.write(piece)
+                if not self._may_write.is_set():
+                    async with asyncio.timeout(write_timeout):
+                        await self._may_write.wait()
+        except TimeoutError:
+            self._fail(httpcore.WriteTimeout("The backend takes nothing."))
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
+            self._fail(error)
+
+    async def _wait(self) -> None:
+        """Wait until something has come or happened; raise what has ended the response before."""
+        if self._error is not None:
+            raise self._error
+        self._silent_since = now = self._loop.time()
+        if self._silence != float("inf") and (self._timer is None or self._timer.when() > now + self._silence):
+            self._set_timer(now + self._silence)
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._look_at_the_time)
+
+    def _look_at_the_time(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return  # nobody waits for the backend now; who does so next sets the timer
+        if self._is_sending():
+            self._silent_since = self._loop.time()  # the body has a time limit of its own
+        due = self._silent_since + self._silence
+        if due > self._loop.time():
+            self._set_timer(due)
+        else:
+            self._fail(httpcore.ReadTimeout("The backend is silent."))
+
+    # What follows is called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the response. While idle there is none, and what comes belongs to nobody."""
+        parser = self._parser
+        if parser is None:
+            self.abort()
+            return
+        try:
+            parser.feed(data)
+        except BrokenResponseError as error:
+            self._fail(error)
+            self.abort()
+            return
+        if parser.buffered >= HIGH_WATER and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        """Take the end of what the backend sends for the end of the connection; nothing more is sent to it."""
+        self._end(None)
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits, and the pool. The end of the connection may be the end of the response."""
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._may_write.set()
+        self._end(exc)
+        self._on_closed(self)
+
+    def _end(self, error: Exception | None) -> None:
+        parser = self._parser
+        if parser is not None and not parser.complete and self._error is None:
+            try:
+                if error is None:
+                    parser.end()
+                elif parser.begun and not parser.status:
+                    raise BrokenResponseError("The backend reset the connection within the head of its response.")
+                else:
+                    raise httpcore.ReadError("The backend reset the connection.")
+            except (httpcore.NetworkError, httpcore.RemoteProtocolError) as failure:
+                self._fail(failure)
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """Have the sender wait: the backend takes bytes more slowly than they come."""
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """Let the sender go on."""
+        self._may_write.set()
+
+
+class _Body:
+    """The body of a response, as httpcore wants it."""
+
+    __slots__ = ("_connection", "_parser")
+
+    def __init__(self, connection: Connection, parser: ResponseParser) -> None:
+        self._connection = connection
+        self._parser = parser
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._connection.next_chunk(self._parser)
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Leave the response; the connection goes unless it has been read to its end."""
+        await self._connection.leave(self._parser)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Yield a body that is there in pieces, since what a transport is given at once it copies at once."""
+    for start in range(0, len(body), HIGH_WATER):
+        yield body[start : start + HIGH_WATER]

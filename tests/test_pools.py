@@ -1,0 +1,216 @@
+"""What any pool does for the proxy, ours and httpcore's, on each event loop that they are for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import anyio
+import httpcore
+import pytest
+from raw_backend import CHUNKED, OK, RawBackend, Served, answers, fetch, in_turn, until
+
+from teesign_asgi.pool import Pool
+from teesign_asgi.upstream import AsyncRequestInterface
+
+pytestmark = pytest.mark.anyio
+
+Kind = Literal["ours", "httpcore on asyncio", "httpcore on trio"]
+
+
+@pytest.fixture(params=["ours", "httpcore on asyncio", "httpcore on trio"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Which pool, and where."""
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture
+def anyio_backend(kind: Kind) -> str:
+    """The event loop."""
+    return "trio" if kind == "httpcore on trio" else "asyncio"
+
+
+@pytest.fixture
+async def upstream(kind: Kind) -> AsyncIterator[AsyncRequestInterface]:
+    """The pool."""
+    pool = Pool(max_idle=10, idle_timeout=4.0) if kind == "ours" else httpcore.AsyncConnectionPool(keepalive_expiry=4.0)
+    yield pool
+    await pool.aclose()
+
+
+AGREED: list[tuple[str, bytes, tuple[int, bytes]]] = [
+    ("a length", OK, (200, b"hello")),
+    ("chunks", CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", (200, b"hello")),
+    ("trailers", CHUNKED + b"5\r\nhello\r\n0\r\nA: b\r\n\r\n", (200, b"hello")),
+    ("an interim response", b"HTTP/1.1 103 Early\r\nA: b\r\n\r\n" + OK, (200, b"hello")),
+    ("no content", b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"")),
+    ("an error", b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno", (500, b"no")),
+    ("a redirect", b"HTTP/1.1 302 No\r\nLocation: /else\r\nContent-Length: 0\r\n\r\n", (302, b"")),
+]
+
+
+@pytest.mark.parametrize(("response", "expected"), [row[1:] for row in AGREED], ids=[row[0] for row in AGREED])
+@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "bytewise"])
+async def test_a_response_comes_through(
+    upstream: AsyncRequestInterface, response: bytes, expected: tuple[int, bytes], *, bytewise: bool
+) -> None:
+    """In whatever packets it comes; and the connection carries the next one."""
+    pieces = [response[place : place + 1] for place in range(len(response))] if bytewise else [response]
+
+    def script(served: Served) -> None:
+        for _ in range(2):
+            served.read()
+            served.send(*pieces)
+        served.wait_until_gone()
+
+    with RawBackend(script) as backend:
+        assert await fetch(upstream, backend.url()) == expected
+        assert await fetch(upstream, backend.url()) == expected
+        assert len(backend.served) == 1
+
+
+BROKEN: list[tuple[str, bytes, type[Exception]]] = [
+    ("nothing", b"", httpcore.RemoteProtocolError),
+    ("garbage", b"garbage\r\n\r\n", httpcore.RemoteProtocolError),
+    ("half a head", b"HTTP/1.1 200 OK\r\nConte", httpcore.RemoteProtocolError),
+    ("less than the length", OK[:-1], httpcore.RemoteProtocolError),
+    ("no last chunk", CHUNKED + b"5\r\nhello\r\n", httpcore.RemoteProtocolError),
+    ("a folded line", b"HTTP/1.1 200 OK\r\nA: b\r\n\0c\r\n\r\n", httpcore.RemoteProtocolError),
+]
+
+
+@pytest.mark.parametrize(("response", "error"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
+async def test_a_broken_response_is_an_error(
+    upstream: AsyncRequestInterface, response: bytes, error: type[Exception]
+) -> None:
+    """The same one from either pool."""
+    with RawBackend(in_turn(lambda served: served.answer(response), Served.close)) as backend, pytest.raises(error):
+        await fetch(upstream, backend.url())
+
+
+async def test_a_reset_is_an_error(upstream: AsyncRequestInterface) -> None:
+    """Before the response, and within it."""
+    for step in (Served.read, lambda served: served.answer(OK[:-1])):
+        with RawBackend(in_turn(step, Served.reset)) as backend, pytest.raises(httpcore.ReadError):
+            await fetch(upstream, backend.url())
+
+
+async def test_nobody_listening_is_an_error(upstream: AsyncRequestInterface) -> None:
+    """Of the connection."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = httpcore.URL(scheme=b"http", host=b"127.0.0.1", port=unused.getsockname()[1], target=b"/")
+        with pytest.raises(httpcore.ConnectError):
+            await fetch(upstream, url)
+
+
+async def test_a_backend_that_takes_no_connection_is_given_up(upstream: AsyncRequestInterface) -> None:
+    """After the time limit."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):  # they fill its backlog
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(listener.getsockname())
+        url = httpcore.URL(scheme=b"http", host=b"127.0.0.1", port=listener.getsockname()[1], target=b"/")
+        with pytest.raises(httpcore.ConnectTimeout):
+            await fetch(upstream, url, timeout={"connect": 0.1})
+
+
+@pytest.mark.parametrize("beginning", [b"", OK[:20], OK[:-1]], ids=["at once", "in the head", "in the body"])
+async def test_silence_is_an_error(upstream: AsyncRequestInterface, beginning: bytes) -> None:
+    """After the time limit, wherever it begins; the connection is closed."""
+    with RawBackend(answers(beginning)) as backend:
+        begun = time.monotonic()
+        with pytest.raises(httpcore.ReadTimeout):
+            await fetch(upstream, backend.url(), timeout={"read": 0.2})
+        assert 0.2 <= time.monotonic() - begun < 1
+
+
+async def test_a_slow_response_is_not_silence(upstream: AsyncRequestInterface) -> None:
+    """As long as something comes, it may take any time."""
+
+    def script(served: Served) -> None:
+        served.read()
+        for place in range(0, len(OK), 4):
+            served.send(OK[place : place + 4])
+            time.sleep(0.05)
+        served.wait_until_gone()
+
+    with RawBackend(script) as backend:
+        assert await fetch(upstream, backend.url(), timeout={"read": 0.3}) == (200, b"hello")
+
+
+async def test_a_streamed_body_is_chunked(upstream: AsyncRequestInterface) -> None:
+    """As its header says; empty pieces do not end it."""
+    sent: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in (b"abc", b"", b"defg"):
+            yield piece
+
+    def script(served: Served) -> None:
+        sent.append(served.read(b"0\r\n\r\n"))
+        served.send(OK)
+        served.wait_until_gone()
+
+    with RawBackend(script) as backend:
+        headers = [(b"transfer-encoding", b"chunked")]
+        assert await fetch(upstream, backend.url(), "POST", headers=headers, content=body()) == (200, b"hello")
+    assert sent[0].endswith(b"\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n")
+
+
+async def test_what_the_body_raises_comes_out(upstream: AsyncRequestInterface) -> None:
+    """Unchanged, and the connection is closed."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"abc"
+        raise ZeroDivisionError
+
+    with RawBackend(in_turn(Served.read, Served.wait_until_gone)) as backend:
+        with pytest.raises(ZeroDivisionError):
+            await fetch(upstream, backend.url(), "POST", headers=[(b"transfer-encoding", b"chunked")], content=body())
+        await until(lambda: any(served.gone_at for served in backend.served))
+
+
+UNSENDABLE: list[tuple[str, dict[str, Any]]] = [
+    ("a line end in a value", {"headers": [(b"A", b"b\r\nC: d")]}),
+    ("a bare LF in a value", {"headers": [(b"A", b"b\nC: d")]}),
+    ("a bare CR in a value", {"headers": [(b"A", b"b\rC: d")]}),
+    ("a NUL in a value", {"headers": [(b"A", b"b\0")]}),
+    ("a space in a name", {"headers": [(b"A b", b"c")]}),
+    ("no name", {"headers": [(b"", b"c")]}),
+    ("a space in the method", {"method": "GET /"}),
+]
+
+
+@pytest.mark.parametrize("options", [row[1] for row in UNSENDABLE], ids=[row[0] for row in UNSENDABLE])
+async def test_what_would_be_another_request_is_not_sent(
+    upstream: AsyncRequestInterface, options: dict[str, Any]
+) -> None:
+    """A method or header that holds more than itself."""
+    with RawBackend(answers()) as backend, pytest.raises(httpcore.LocalProtocolError):
+        await fetch(upstream, backend.url(), **options)
+
+
+async def test_only_http_is_spoken(upstream: AsyncRequestInterface) -> None:
+    """And https."""
+    with pytest.raises(httpcore.UnsupportedProtocol):
+        await fetch(upstream, httpcore.URL("ftp://127.0.0.1/"))
+
+
+async def test_cancellation_closes_the_connection(upstream: AsyncRequestInterface) -> None:
+    """Within a second, so that generation stops."""
+    with RawBackend(in_turn(Served.read, Served.wait_until_gone)) as backend:
+        with anyio.move_on_after(0.1):
+            await fetch(upstream, backend.url())
+        left = time.monotonic()
+        await until(lambda: any(served.gone_at for served in backend.served))
+        assert backend.served[0].gone_at - left < 1
