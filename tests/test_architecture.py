@@ -207,9 +207,9 @@ def test_every_public_name_is_documented(module: str) -> None:
 
 def test_importing_the_library_is_cheap() -> None:
     """Neither an event loop, nor TLS, nor what only keys and verification need are loaded with it."""
-    cheap_without = {"asyncio", "ssl", "http.client", "anyio", "httpcore", "httpx"}
+    event_loop_and_tls = {"asyncio", "ssl", "http.client", "anyio", "httpcore", "httpx"}
     for_keys_and_verification = {"Crypto", "cryptography", "dcap_qvl", "eth_hash", "eth_keys", "pycparser"}
-    heavy = cheap_without | for_keys_and_verification
+    heavy = event_loop_and_tls | for_keys_and_verification
     program = f"import sys, teesign; print(*sorted(sys.modules.keys() & {heavy!r}))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
