@@ -2,8 +2,7 @@
 
 Anything with httpcore's request interface can stand here; by default it is `Pool` on asyncio, and httpcore's own
 connection pool on trio. This is the one place that calls it, so it is also the one place where its exceptions are
-translated. They are never chained or
-logged as text: HTTP libraries quote what the other side sent.
+translated. They are never chained or logged as text: HTTP libraries quote what the other side sent.
 
 A pooled connection that the backend has closed in the meantime shows itself at once: writing fails, or reading ends
 without a byte, within a network round trip. Such a request is sent once more on a fresh connection, if its body can be
