@@ -68,6 +68,7 @@ class Connection:
             with self._arrived:
                 self._arrived.wait_for(lambda: self._closed or len(self._unread) < ROOM)
             if self._closed or self._woken in select.select([self._socket, self._woken], [], [])[0]:
+                self._look_for_the_end()
                 return
             try:
                 data = self._socket.recv(65_536)
@@ -79,6 +80,16 @@ class Connection:
             if not data:
                 self._note_gone()
                 return
+
+    def _look_for_the_end(self) -> None:
+        """Note an end that came before this side closed, however late this thread gets to look."""
+        try:
+            if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                self._note_gone()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._note_gone()
 
     def _note_gone(self) -> None:
         with self._arrived:
