@@ -136,7 +136,8 @@ def test_a_failing_agent_fails_one_report(
         assert client.get("/version").status == 200  # it has started, and has its keys
         agent.fault = fault
         client.get(f"{REPORT}?nonce={NONCE.hex()}").assert_error(500, "server_error", "Internal server error")
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        ours = [record for record in caplog.records if record.name == "teesign_asgi"]
+        (line,) = [record.getMessage() for record in ours if record.levelname == "ERROR"]
         assert "GetQuote" in line or "Info" in line
         assert str(socket_path) in line
         agent.fault = Fault.NONE
