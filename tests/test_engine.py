@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  
 from eth_account import Account  # noqa: E402
 from eth_account.messages import encode_defunct  # noqa: E402
 from openai.types.chat import ChatCompletionMessageParam  # noqa: E402
+from servers import free_port  # noqa: E402
 
 TOKEN = "engine-test-token"
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "say something noisy"}]
@@ -74,7 +74,7 @@ class _Tee(httpx2.SyncByteStream):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a llama.cpp server."""
-    port = _free_port()
+    port = free_port()
     program = Path(__file__).with_name("tiny_engine.py")
     model = tmp_path_factory.mktemp("engine") / "tiny.gguf"
     with subprocess.Popen(
@@ -92,7 +92,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def proxy(engine: str) -> Iterator[str]:
     """The address of `teesign serve` in front of the engine."""
-    port = _free_port()
+    port = free_port()
     environment = {
         **os.environ,
         "MODEL_NAME": "tiny",
@@ -259,12 +259,6 @@ def assert_signed(proxy: str, chat_id: str, recorder: Recorder) -> None:
     assert recovered == fields["signing_address_ecdsa"]
     public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(fields["signing_address_ed25519"]))
     public_key.verify(bytes.fromhex(fields["signature_ed25519"]), fields["text"].encode())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:

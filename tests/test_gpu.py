@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from servers import free_port
 
 from teesign import VerificationError
 from teesign.verify.gpu import parse_spdm_report, verify_gpu_evidence
@@ -36,9 +36,7 @@ NONCE = bytes(range(100, 132))
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of `teesign serve` with the worker under the other interpreter."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     environment = {
         **os.environ,
         "MODEL_NAME": "m",
