@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -144,13 +145,23 @@ def test_a_failing_agent_fails_one_report(
         assert client.get(f"{REPORT}?nonce={NONCE.hex()}").status == 200
 
 
-def test_an_agent_that_goes_and_comes_back(kind: Kind, socket_path: Path) -> None:
-    """Without a socket reports are 500, other requests are answered, and reports are back when the socket is."""
+@pytest.mark.parametrize("left_behind", [False, True], ids=["no socket", "refuses"])
+def test_an_agent_that_goes_and_comes_back(
+    kind: Kind,
+    socket_path: Path,
+    left_behind: bool,  # noqa: FBT001 - a row
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without a socket, or a listener on it, reports are 500, the log says where, and reports come back with it."""
     with ExitStack() as stack:
         with running_agent(socket_path):
             client = stack.enter_context(attested(kind, socket_path))
             assert client.get(f"{REPORT}?nonce={NONCE.hex()}").status == 200
+        if left_behind:
+            with socket.socket(socket.AF_UNIX) as nobody:
+                nobody.bind(str(socket_path))
         client.get(f"{REPORT}?nonce={NONCE.hex()}").assert_error(500, "server_error")
+        assert any(str(socket_path) in record.getMessage() for record in caplog.records if record.levelname == "ERROR")
         assert client.get("/v1/signature/unknown").status == 404
         with running_agent(socket_path):
             assert client.get(f"{REPORT}?nonce={NONCE.hex()}").status == 200
