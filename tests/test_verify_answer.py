@@ -10,6 +10,8 @@ import pytest
 
 from teesign import SigningAlgorithm, SigningPair, VerificationError, signed_text, verify_answer
 from teesign.testing import fixed_pair
+from teesign.verify.answer import ANSWER_STEPS
+from teesign.verify.steps import Passed
 
 REQUEST, RESPONSE = b"request", b"response"
 DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
@@ -48,6 +50,19 @@ def test_every_form_verifies(form: str) -> None:
         verified = verify_answer(REQUEST, RESPONSE, FORMS[form], algorithm="ecdsa", address=address)
         assert (verified.request_sha256, verified.response_sha256) == DIGESTS
         assert verified.model == ("org/model:8b" if form == "three parts" else None)
+
+
+def test_each_step_is_shown() -> None:
+    """Whoever shows the steps hears of those that passed, up to the one that did not."""
+    seen: list[Passed] = []
+    verified = verify_answer(REQUEST, RESPONSE, FULL, algorithm="ecdsa", address=ADDRESS, passed=seen.append)
+    assert verified.steps == tuple(seen)
+    assert [step.name for step in seen] == [step.name for step in ANSWER_STEPS]
+    assert [step.value for step in seen][1:] == [*DIGESTS, f"ecdsa {ADDRESS}", "ecdsa and ed25519"]
+    seen.clear()
+    with pytest.raises(VerificationError) as caught:
+        verify_answer(REQUEST, b"", FULL, algorithm="ecdsa", address=ADDRESS, passed=seen.append)
+    assert (caught.value.step, len(seen)) == ("response hash", 2)
 
 
 def test_ed25519_verifies() -> None:

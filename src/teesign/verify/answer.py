@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 import msgspec
 
-from ..errors import MalformedError, VerificationError
+from ..errors import VerificationError
 from ..signing import SigningAlgorithm, verify_ecdsa, verify_ed25519
 from .exchange import parse_signed_text, verify_digest
+from .steps import Passed, Step, run_steps
 
-__all__ = ["VerifiedAnswer", "verify_answer"]
+__all__ = ["ANSWER_STEPS", "VerifiedAnswer", "verify_answer"]
 
 
 class VerifiedAnswer(msgspec.Struct, frozen=True):
@@ -23,6 +24,7 @@ class VerifiedAnswer(msgspec.Struct, frozen=True):
         signing_algo: the algorithm of the key.
         signing_address: its address.
         model: the model's name, where the signed text has one: what the server calls it.
+        steps: each step that has passed.
     """
 
     request_sha256: str
@@ -30,6 +32,7 @@ class VerifiedAnswer(msgspec.Struct, frozen=True):
     signing_algo: SigningAlgorithm
     signing_address: str
     model: str | None
+    steps: tuple[Passed, ...] = ()
 
 
 class _Signature(msgspec.Struct, frozen=True):
@@ -45,10 +48,82 @@ class _Signature(msgspec.Struct, frozen=True):
     signing_address_ed25519: str | None = None
 
 
+class _Evidence(msgspec.Struct):
+    """What the steps are given, and what they add."""
+
+    raw: Mapping[str, Any]
+    request: bytes
+    response: bytes
+    algorithm: SigningAlgorithm
+    address: str
+    read: _Signature | None = None
+    model: str | None = None
+    digests: tuple[str, str] = ("", "")
+
+    @property
+    def signature(self) -> _Signature:
+        assert self.read is not None, "the first step reads the signature"
+        return self.read
+
+
+def _read_signature(evidence: _Evidence) -> str:
+    try:
+        evidence.read = msgspec.convert(evidence.raw, _Signature)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise VerificationError(
+            "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
+        ) from error
+    evidence.model, *digests = parse_signed_text(evidence.read.text)
+    evidence.digests = (digests[0], digests[1])
+    return "two digests" if evidence.model is None else f"two digests behind the model's name, {evidence.model}"
+
+
+def _check_request(evidence: _Evidence) -> str:
+    return verify_digest("request", evidence.request, evidence.digests[0])
+
+
+def _check_response(evidence: _Evidence) -> str:
+    return verify_digest("response", evidence.response, evidence.digests[1])
+
+
+def _check_identity(evidence: _Evidence) -> str:
+    found = [stated for kind, _, stated in _pairs(evidence.signature) if kind == evidence.algorithm]
+    if not found or any(_plain(stated) != _plain(evidence.address) for stated in found):
+        raise VerificationError("The answer was not signed by the attested key.", code="identity_mismatch")
+    return f"{evidence.algorithm} {evidence.address}"
+
+
+def _check_signatures(evidence: _Evidence) -> str:
+    text, pairs = evidence.signature.text, _pairs(evidence.signature)
+    for kind, value, stated in pairs:
+        if kind == "ecdsa":
+            # The 0x that addresses of this kind start with is a matter of taste to some servers.
+            verify_ecdsa(text, value, f"0x{_plain(stated)}")
+        else:
+            verify_ed25519(text, value, stated)
+    return " and ".join(sorted({kind for kind, _, _ in pairs}))
+
+
+ANSWER_STEPS: Final[tuple[Step[Any], ...]] = (
+    Step("signed text", "the signature can be read, and what it is about", "the signature", _read_signature),
+    Step("request hash", "the request is the one that was signed", "the request's bytes", _check_request),
+    Step("response hash", "the response is the one that was signed", "the response's bytes", _check_response),
+    Step("signing address", "the key is the attested one", "the attested address", _check_identity),
+    Step("signatures", "that key signed, and so did any other that is named", "text and signatures", _check_signatures),
+)
+"""The steps of `verify_answer`, in order."""
+
+
 def verify_answer(
-    request: bytes, response: bytes, signature: Mapping[str, Any], *, algorithm: SigningAlgorithm, address: str
+    request: bytes,
+    response: bytes,
+    signature: Mapping[str, Any],
+    *,
+    algorithm: SigningAlgorithm,
+    address: str,
+    passed: Callable[[Passed], None] = lambda _: None,
 ) -> VerifiedAnswer:
-    """Check one answer: digests, whose key it is, and each signature that was handed out.
+    """Check one answer in the steps of `ANSWER_STEPS`: digests, whose key it is, and each signature handed out.
 
     1. The signature can be read, and its text ends in two digests.
     2. The request's SHA-256 is the text's.
@@ -64,35 +139,16 @@ def verify_answer(
         signature: the signature endpoint's answer, decoded JSON.
         algorithm: of the attested key.
         address: the attested key's address.
+        passed: called after each step that has passed.
 
     Raises:
-        VerificationError: `bad_signature_answer`, `bad_text`, `request_hash_mismatch`, `response_hash_mismatch`,
-            `identity_mismatch`, `bad_signature`, `bad_address`, `ecdsa_unrecoverable`, `ecdsa_mismatch` or
-            `ed25519_mismatch`.
+        VerificationError: with the step's name in `step`, and the code `bad_signature_answer`, `bad_text`,
+            `request_hash_mismatch`, `response_hash_mismatch`, `identity_mismatch`, `bad_signature`, `bad_address`,
+            `ecdsa_unrecoverable`, `ecdsa_mismatch` or `ed25519_mismatch`.
     """
-    try:
-        read = msgspec.convert(signature, _Signature)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise VerificationError(
-            "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
-        ) from error
-    model, request_sha256, response_sha256 = parse_signed_text(read.text)
-    verify_digest("request", request, request_sha256)
-    verify_digest("response", response, response_sha256)
-    pairs = _pairs(read)
-    found = [stated for kind, _, stated in pairs if kind == algorithm]
-    if not found or any(_plain(stated) != _plain(address) for stated in found):
-        raise VerificationError("The answer was not signed by the attested key.", code="identity_mismatch")
-    try:
-        for kind, value, stated in pairs:
-            if kind == "ecdsa":
-                # The 0x that addresses of this kind start with is a matter of taste to some servers.
-                verify_ecdsa(read.text, value, f"0x{_plain(stated)}")
-            else:
-                verify_ed25519(read.text, value, stated)
-    except MalformedError as error:
-        raise VerificationError(str(error), code=error.code) from error
-    return VerifiedAnswer(request_sha256, response_sha256, algorithm, address, model)
+    evidence = _Evidence(signature, request, response, algorithm, address)
+    steps = run_steps(ANSWER_STEPS, evidence, passed)
+    return VerifiedAnswer(*evidence.digests, algorithm, address, evidence.model, steps)
 
 
 def _pairs(read: _Signature) -> list[tuple[SigningAlgorithm, str, str]]:
