@@ -93,6 +93,14 @@ def test_a_bound_tls_key_verifies() -> None:
     assert failure(REPORT, spki_sha256=SPKI) == ("report_data_mismatch", "report data")
 
 
+def test_a_tls_key_that_is_only_named_does_not_verify() -> None:
+    """Whoever reads that a key is bound must be able to rely on it."""
+    claim = {"tls_cert_fingerprint": SPKI.hex()}
+    assert failure(edited(**claim)) == ("tls_key_mismatch", "report data")
+    other = genuine(spki_sha256=SPKI) | {"tls_cert_fingerprint": "11" * 32}
+    assert failure(other, spki_sha256=SPKI) == ("tls_key_mismatch", "report data")
+
+
 def test_lower_case_addresses_and_absent_extras_verify() -> None:
     """Servers of this family may leave out the key, and write addresses and the event log in other ways."""
     report = {key: REPORT[key] for key in ("signing_address", "request_nonce", "intel_quote", "nvidia_payload")}

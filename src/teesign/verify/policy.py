@@ -9,7 +9,7 @@ import msgspec
 from ..errors import UsageError
 from ..hexadecimal import unhex
 
-__all__ = ["Policy", "UnsafeSimulatedPolicy", "parse_policy"]
+__all__ = ["Policy", "UnsafeSimulatedPolicy", "parse_policy", "policy_members"]
 
 _DIGEST_LENGTHS: Final = {"mr_td": 48, "rtmr0": 48, "rtmr1": 48, "rtmr2": 48, "rtmr3": 48, "compose_hash": 32}
 
@@ -94,3 +94,16 @@ def parse_policy(text: str | bytes) -> Policy:
             f"The policy is not a JSON object with known members, or `policy` is not one of {', '.join(_KINDS)}.",
             code="bad_policy",
         ) from error
+
+
+def policy_members(policy: Policy) -> dict[str, Any]:
+    """Return a policy as the object, ready to be encoded as JSON, that `parse_policy` reads; every member is there.
+
+    Raises:
+        UsageError: `bad_policy` if it is of a class that has no name in JSON.
+    """
+    kind = next((name for name, kind in _KINDS.items() if type(policy) is kind), None)
+    if kind is None:
+        raise UsageError("A policy of another class cannot be written as JSON.", code="bad_policy")
+    members: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(policy))
+    return {"policy": kind, **members}

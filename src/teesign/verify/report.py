@@ -82,6 +82,7 @@ class _Report(msgspec.Struct, frozen=True):
     signing_algo: Literal["ecdsa", "ed25519"] = "ecdsa"
     signing_public_key: str | None = None
     nvidia_payload: str | None = None
+    tls_cert_fingerprint: str | None = None
     event_log: str | list[Any] = ()  # type: ignore[assignment] # a report without one has no events
     simulated: bool = False
 
@@ -176,6 +177,9 @@ def _check_report_data(evidence: _Evidence) -> str:
             "The quote's report data is not that of this signing address, nonce and TLS key.",
             code="report_data_mismatch",
         )
+    stated = evidence.claims.tls_cert_fingerprint
+    if stated is not None and unhex(stated, 32) != evidence.spki_sha256:
+        raise VerificationError("The report names a TLS key that it does not bind.", code="tls_key_mismatch")
     return expected.hex()
 
 
