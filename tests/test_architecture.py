@@ -52,7 +52,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sources.nvidia": {"attestation", "errors", "sources", "sources.evidence_protocol", "sources.process"},
     # Runs under another interpreter, beside NVIDIA's library and without this one.
     "sources.nvidia_worker": set(),
-    "client": {"attestation", "errors", "hexadecimal", "quote", "signing", "verify"},
+    "client": {"client.collateral", "client.flow", "client.http", "client.server"},
+    "client.flow": {"errors"},
+    "client.http": {"client.flow", "errors"},
+    "client.collateral": {"client.flow", "errors", "hexadecimal"},
+    "client.server": {
+        "attestation",
+        "client.collateral",
+        "client.flow",
+        "errors",
+        "signing",
+        "verify.policy",
+        "verify.report",
+        "verify.steps",
+    },
     "": {"attestation", "cache", "errors", "exchange", "quote", "signing", "sse", "verify"},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from teesign import MalformedError, SourceError, TeesignError, UsageError, VerificationError
+from teesign import FetchError, MalformedError, SourceError, TeesignError, UsageError, VerificationError
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from teesign import MalformedError, SourceError, TeesignError, UsageError, Verif
         (MalformedError, "malformed"),
         (VerificationError, "verification_failed"),
         (SourceError, "source_failed"),
+        (FetchError, "fetch_failed"),
     ],
 )
 def test_every_error_has_a_code(family: type[TeesignError], code: str) -> None:

@@ -101,6 +101,14 @@ def test_a_tls_key_that_is_only_named_does_not_verify() -> None:
     assert failure(other, spki_sha256=SPKI) == ("tls_key_mismatch", "report data")
 
 
+def test_a_policy_can_insist_on_the_tls_key() -> None:
+    """Then a report is refused where nobody knows the connection's key, and one that does not bind it."""
+    policy = Policy(require_tls_key=True)
+    assert check(genuine(spki_sha256=SPKI), policy, spki_sha256=SPKI).tcb is not None
+    assert failure(genuine(spki_sha256=SPKI), policy) == ("tls_key_missing", "report data")
+    assert failure(REPORT, policy, spki_sha256=SPKI) == ("report_data_mismatch", "report data")
+
+
 def test_lower_case_addresses_and_absent_extras_verify() -> None:
     """Servers of this family may leave out the key, and write addresses and the event log in other ways."""
     report = {key: REPORT[key] for key in ("signing_address", "request_nonce", "intel_quote", "nvidia_payload")}

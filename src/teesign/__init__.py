@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .attestation import Challenge, GpuEvidence, Quote, report_data
 from .cache import SignatureCache, SignatureStore
-from .errors import MalformedError, SourceError, TeesignError, UsageError, VerificationError
+from .errors import FetchError, MalformedError, SourceError, TeesignError, UsageError, VerificationError
 from .exchange import Exchange, SignedExchange
 from .quote import TdxQuote, compose_hash, parse_event_log, parse_quote, replay_event_log
 from .signing import (
@@ -44,6 +44,7 @@ __all__ = [
     "Ed25519Signer",
     "EventStreamScanner",
     "Exchange",
+    "FetchError",
     "GpuEvidence",
     "Identity",
     "MalformedError",

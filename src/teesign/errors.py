@@ -2,8 +2,8 @@
 
 Three families tell the reader whose fault it is: `UsageError` (the embedding program called us out of order or with
 values that cannot work), `MalformedError` (bytes from elsewhere are not what they claim to be) and
-`VerificationError` (well-formed evidence that does not prove what it should). `SourceError` is raised by
-`teesign.sources`, where the outside world (guest agent, GPU) fails.
+`VerificationError` (well-formed evidence that does not prove what it should). Where the outside world fails,
+`teesign.sources` (guest agent, GPU) raises `SourceError` and `teesign.client` (servers) `FetchError`.
 
 Each error has a `code`: a short snake_case word that stays the same between releases, for programs to branch on.
 Messages are for people and may change. No message quotes a request, a response, a key or a token.
@@ -11,7 +11,7 @@ Messages are for people and may change. No message quotes a request, a response,
 
 from __future__ import annotations
 
-__all__ = ["MalformedError", "SourceError", "TeesignError", "UsageError", "VerificationError"]
+__all__ = ["FetchError", "MalformedError", "SourceError", "TeesignError", "UsageError", "VerificationError"]
 
 
 class TeesignError(Exception):
@@ -62,3 +62,12 @@ class SourceError(TeesignError):
     """A source of keys, quotes or GPU evidence could not deliver. Nothing was produced; asking again is safe."""
 
     code = "source_failed"
+
+
+class FetchError(TeesignError):
+    """Something that a check needs could not be fetched. Nothing was established; asking again is safe.
+
+    Codes: `unreachable`, `timeout`, `too_large`, `bad_status` and `bad_answer`.
+    """
+
+    code = "fetch_failed"

@@ -26,6 +26,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         compose_hash: SHA-256 of the application's compose file, 32 bytes each.
         tcb_statuses: Intel's words for the state of the machine that are good enough.
         require_gpus: whether a report without GPU evidence is refused.
+        require_tls_key: whether the report must bind the TLS key of the connection that it came over.
 
     Raises:
         UsageError: `bad_policy` if a pin is not hex of its length.
@@ -39,6 +40,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compose_hash: tuple[str, ...] = ()
     tcb_statuses: tuple[str, ...] = ("UpToDate",)
     require_gpus: bool = True
+    require_tls_key: bool = False
 
     def __post_init__(self) -> None:
         for name, length in _DIGEST_LENGTHS.items():

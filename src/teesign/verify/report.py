@@ -171,6 +171,11 @@ def _check_quote(evidence: _Evidence) -> str:
 
 
 def _check_report_data(evidence: _Evidence) -> str:
+    if evidence.policy.require_tls_key and evidence.spki_sha256 is None:
+        raise VerificationError(
+            "The policy asks for the connection's TLS key in the report, and there is no such key.",
+            code="tls_key_missing",
+        )
     expected = report_data(evidence.address, evidence.nonce, evidence.spki_sha256)
     if not hmac.compare_digest(evidence.quote.report_data, expected):
         raise VerificationError(

@@ -1,0 +1,152 @@
+"""Intel's collateral for a quote, from Intel's own service or a cache of it.
+
+Source: "Intel SGX and TDX Provisioning Certification Service", API version 4. A cache (PCCS) has the same paths, and
+one more, for the root's revocation list, which Intel itself publishes at the address that the root certificate names.
+Nothing fetched here is trusted: `dcap-qvl` checks every signature up to Intel's root.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+import dcap_qvl
+import msgspec
+
+from ..errors import FetchError, UsageError, VerificationError
+from ..hexadecimal import unhex
+from .flow import Answer, Flow, Question
+
+__all__ = ["INTEL_PCS", "fetch_collateral", "parse_collateral"]
+
+INTEL_PCS: Final = "https://api.trustedservices.intel.com"
+"""Intel's Provisioning Certification Service."""
+
+_ROOT_REVOCATIONS: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
+_WHAT: Final = "Intel's collateral"
+_DER_SEQUENCE: Final = b"\x30"
+
+_Part = TypeVar("_Part", bound=msgspec.Struct)
+
+
+class _TcbInfo(msgspec.Struct, frozen=True):
+    """The answer about a machine's states; what was signed is kept as it was written."""
+
+    content: msgspec.Raw = msgspec.field(name="tcbInfo")
+    signature: str
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """The answer about the quoting enclave, likewise."""
+
+    content: msgspec.Raw = msgspec.field(name="enclaveIdentity")
+    signature: str
+
+
+class _Collateral(msgspec.Struct, frozen=True):
+    """The members that `dcap-qvl` needs."""
+
+    pck_crl_issuer_chain: str
+    root_ca_crl: str
+    pck_crl: str
+    tcb_info_issuer_chain: str
+    tcb_info: str
+    tcb_info_signature: str
+    qe_identity_issuer_chain: str
+    qe_identity: str
+    qe_identity_signature: str
+
+
+def parse_collateral(text: str | bytes) -> dict[str, Any]:
+    """Read collateral from JSON, as `dcap-qvl` writes it and `fetch_collateral` returns it.
+
+    Raises:
+        UsageError: `bad_collateral` if it is something else.
+    """
+    try:
+        decoded = msgspec.json.decode(text, type=dict[str, Any])
+        msgspec.convert(decoded, _Collateral)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise UsageError("The collateral is not what dcap-qvl writes as JSON.", code="bad_collateral") from error
+    return decoded
+
+
+def fetch_collateral(quote: bytes, pccs: str = INTEL_PCS) -> Flow[dict[str, Any]]:
+    """Fetch what Intel has published for the machine of a quote.
+
+    What it does NOT establish: that any of it is Intel's. `verify_quote` does.
+
+    Args:
+        quote: binary, with the machine's certificates in it.
+        pccs: base URL of the service.
+
+    Returns:
+        The collateral as `dcap-qvl` names its parts, for `verify_report`.
+
+    Raises:
+        VerificationError: `quote_without_certificate` if the quote does not say which machine made it.
+        FetchError: `bad_status` or `bad_answer`.
+    """
+    try:
+        parsed = dcap_qvl.parse_quote(quote)
+        fmspc, authority = parsed.fmspc(), parsed.ca()
+    except ValueError as error:
+        raise VerificationError(
+            "The quote holds no certificate of its machine, so that there is no collateral to fetch.",
+            code="quote_without_certificate",
+            step="signature",
+        ) from error
+    base = pccs.rstrip("/")
+    revocations = yield from _fetch(f"{base}/sgx/certification/v4/pckcrl?ca={authority}&encoding=der")
+    tcb_answer = yield from _fetch(f"{base}/tdx/certification/v4/tcb?fmspc={fmspc}")
+    identity_answer = yield from _fetch(f"{base}/tdx/certification/v4/qe/identity?update=standard")
+    tcb, identity = _decode(tcb_answer, _TcbInfo), _decode(identity_answer, _Identity)
+    return {
+        "pck_crl_issuer_chain": _chain(revocations, "sgx-pck-crl-issuer-chain"),
+        "root_ca_crl": (yield from _fetch_root_revocations(base)),
+        "pck_crl": _revocation_list(revocations),
+        "tcb_info_issuer_chain": _chain(tcb_answer, "tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain"),
+        "tcb_info": bytes(tcb.content).decode(),
+        "tcb_info_signature": tcb.signature,
+        "qe_identity_issuer_chain": _chain(identity_answer, "sgx-enclave-identity-issuer-chain"),
+        "qe_identity": bytes(identity.content).decode(),
+        "qe_identity_signature": identity.signature,
+    }
+
+
+def _fetch(url: str) -> Flow[Answer]:
+    question = Question(_WHAT, url)
+    return question.expect((yield question))
+
+
+def _fetch_root_revocations(base: str) -> Flow[str]:
+    """Fetch the root's revocation list: from the cache, or, where that does not have the path, from Intel."""
+    answer = yield Question(_WHAT, f"{base}/sgx/certification/v4/rootcacrl")
+    if answer.status != 200:
+        answer = yield from _fetch(_ROOT_REVOCATIONS)
+    return _revocation_list(answer)
+
+
+def _revocation_list(answer: Answer) -> str:
+    """Return a revocation list (DER) in hex; caches answer with either."""
+    if answer.body.startswith(_DER_SEQUENCE):
+        return answer.body.hex()
+    decoded = unhex(answer.body.decode("latin-1").strip())
+    if decoded is None or not decoded.startswith(_DER_SEQUENCE):
+        raise FetchError(f"{_WHAT} lacks a revocation list.", code="bad_answer")
+    return decoded.hex()
+
+
+def _decode(answer: Answer, kind: type[_Part]) -> _Part:
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise FetchError(f"{_WHAT} is not the JSON that it should be.", code="bad_answer") from error
+
+
+def _chain(answer: Answer, *names: str) -> str:
+    """Return a certificate chain (PEM) from the first of these headers that is there."""
+    found = next((answer.headers[name] for name in names if name in answer.headers), None)
+    if found is None:
+        raise FetchError(f"{_WHAT} lacks a certificate chain.", code="bad_answer")
+    return unquote(found)

@@ -1,0 +1,162 @@
+"""Asking questions over httpx, or over httpx2: the two have the same classes under other names.
+
+Neither is imported here. Which one it is follows from the client or the request at hand.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
+from functools import partial
+from hashlib import sha256
+from types import ModuleType
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ..errors import FetchError, UsageError
+from .flow import MAX_ANSWER, Answer, Question
+
+__all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of", "tls_key"]
+
+TIME_LIMIT: Final = 20.0
+"""Seconds that one question may take. A report waits for GPUs, which take some seconds each."""
+
+_FAMILIES: Final = ("httpx", "httpx2")
+
+
+def family_of(value: object) -> ModuleType:
+    """Return the module, httpx or httpx2, that this client, request or transport is of.
+
+    Raises:
+        UsageError: `unknown_client` if it is of neither.
+    """
+    for kind in type(value).__mro__:
+        root = kind.__module__.partition(".")[0]
+        if root in _FAMILIES:
+            return sys.modules[root]
+    raise UsageError(f"{type(value).__name__} is neither of httpx nor of httpx2.", code="unknown_client")
+
+
+def ask_with(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Question], Answer]:
+    """Return a function for `run` that asks through an `httpx.Client`, or one of httpx2.
+
+    The client's proxies and certificates are used; its headers, cookies and authentication are not, since questions go
+    to more than one host.
+
+    Args:
+        client: the client, which stays the caller's to close.
+        limit: seconds that the server may be silent, and may take to send its answer.
+    """
+    family = family_of(client)
+    send = partial(client.send, auth=None, follow_redirects=False, stream=True)
+    return partial(ask, send, family, limit=limit)
+
+
+def ask_with_async(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Question], Awaitable[Answer]]:
+    """Return a function for `run_async` that asks through an `httpx.AsyncClient`, or one of httpx2.
+
+    Args:
+        client: as for `ask_with`.
+        limit: seconds that the whole answer may take.
+    """
+    family = family_of(client)
+    send = partial(client.send, auth=None, follow_redirects=False, stream=True)
+    return partial(ask_async, send, family, limit=limit)
+
+
+def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, limit: float) -> Answer:
+    """Ask one question.
+
+    Args:
+        send: sends a request of this family and returns the response, whose stream has not been read.
+        family: httpx or httpx2.
+        question: what to ask.
+        limit: seconds that the server may be silent, and may take to send its answer.
+
+    Raises:
+        FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
+    """
+    deadline = time.monotonic() + limit
+    with _failures(family, question):
+        response = send(_request(family, question, limit))
+        body = bytearray()
+        with closing(response):
+            key = tls_key(response)
+            for chunk in response.stream:
+                body += chunk
+                _check(question, body, late=time.monotonic() > deadline)
+    return _answer(response, body, key)
+
+
+async def ask_async(
+    send: Callable[[Any], Awaitable[Any]], family: ModuleType, question: Question, *, limit: float
+) -> Answer:
+    """Ask one question, as `ask` does; `limit` is for the whole of it."""
+    # Not at the top: the synchronous half needs no event loop.
+    import anyio
+
+    body = bytearray()
+    with _failures(family, question), anyio.move_on_after(limit):
+        response = await send(_request(family, question, limit))
+        try:
+            key = tls_key(response)
+            async with aclosing(aiter(response.stream)) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    _check(question, body)
+        finally:
+            await response.aclose()
+        return _answer(response, body, key)
+    raise _late(question)
+
+
+def tls_key(response: Any) -> bytes | None:
+    """Return the SHA-256 of the TLS key (SPKI, DER) that the other side of a response holds; None without TLS."""
+    stream = response.extensions.get("network_stream")
+    ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
+    certificate = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+    if certificate is None:
+        return None
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _request(family: ModuleType, question: Question, limit: float) -> Any:
+    headers = {"accept": "*/*", "accept-encoding": "identity"}
+    if question.authorization is not None:
+        headers["authorization"] = question.authorization
+    limits = dict.fromkeys(("connect", "read", "write", "pool"), limit)
+    return family.Request("GET", question.url, headers=headers, extensions={"timeout": limits})
+
+
+def _answer(response: Any, body: bytearray, key: bytes | None) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(response.status_code, headers, bytes(body), key)
+
+
+def _check(question: Question, body: bytearray, *, late: bool = False) -> None:
+    if len(body) > MAX_ANSWER:
+        raise FetchError(f"Asked for {question.what}, the server sent more than {MAX_ANSWER} bytes.", code="too_large")
+    if late:
+        raise _late(question)
+
+
+def _late(question: Question) -> FetchError:
+    return FetchError(f"The server took too long to send {question.what}.", code="timeout")
+
+
+@contextmanager
+def _failures(family: ModuleType, question: Question) -> Iterator[None]:
+    """Turn the family's exceptions into ours."""
+    try:
+        yield
+    except family.TimeoutException as error:
+        raise _late(question) from error
+    except (family.TransportError, OSError) as error:
+        raise FetchError(f"Could not fetch {question.what} from {question.host}.", code="unreachable") from error
+    except family.InvalidURL as error:
+        raise FetchError(f"The address for {question.what} is no URL.", code="bad_url") from error

@@ -1,0 +1,180 @@
+"""A server at the far end: its attestation, and its signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from ..attestation import NONCE_LENGTH
+from ..errors import VerificationError
+from ..signing import SigningAlgorithm
+from ..verify.policy import Policy
+from ..verify.report import TrustedRoots, VerifiedReport, verify_report
+from ..verify.steps import Passed
+from .collateral import INTEL_PCS, fetch_collateral
+from .flow import Answer, Flow, Question, decode_object, host_of
+
+__all__ = ["Attestation", "Server", "Trust", "attest", "fetch_report", "fetch_signature"]
+
+_REPORT: Final = "the attestation report"
+_SIGNATURE: Final = "the signature"
+
+
+class Server(msgspec.Struct, frozen=True):
+    """Where a server is, and what its endpoints want to know.
+
+    Attributes:
+        url: what comes before `/v1/…`, such as "https://example.org" or "https://example.org/llm".
+        authorization: value of the header of that name, such as "Bearer …"; None for none.
+        algorithm: which of its keys is to be attested, and its signatures checked.
+        model: the model's name, for servers that want it in the query; left out when None.
+    """
+
+    url: str
+    authorization: str | None = None
+    algorithm: SigningAlgorithm = "ecdsa"
+    model: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Server({host_of(self.url)!r}, algorithm={self.algorithm!r})"
+
+    def question(self, what: str, path: str, **query: str) -> Question:
+        """Return what to ask, with the algorithm and the model in the query."""
+        named = {"signing_algo": self.algorithm, **query, **({} if self.model is None else {"model": self.model})}
+        return Question(what, f"{self.url.rstrip('/')}{path}?{urlencode(named)}", self.authorization)
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """What a report is checked against, and where collateral comes from.
+
+    Attributes:
+        policy: what is accepted.
+        collateral: Intel's collateral for the machine, decoded; fetched when None.
+        pccs: base URL of the service that collateral is fetched from: Intel's own, or a cache of it.
+        roots: other roots than Intel's and NVIDIA's; for tests.
+    """
+
+    policy: Policy
+    collateral: Mapping[str, Any] | None = None
+    pccs: str = INTEL_PCS
+    roots: TrustedRoots | None = None
+
+
+class Attestation(msgspec.Struct, frozen=True):
+    """A server that has been attested, with all that it takes to check that again.
+
+    Attributes:
+        report: the report's bytes, as they came.
+        nonce: the nonce that was sent, 32 bytes.
+        policy: what the report was checked against.
+        collateral: what the quote was checked with; None for a simulated report.
+        spki_sha256: the TLS key that the report binds, if the policy asks for that.
+        verified: what has been established.
+        verified_at: when, in whole seconds since 1970, UTC.
+    """
+
+    report: bytes
+    nonce: bytes
+    policy: Policy
+    collateral: Mapping[str, Any] | None
+    spki_sha256: bytes | None
+    verified: VerifiedReport
+    verified_at: int
+
+
+def fetch_report(server: Server, nonce: bytes, *, bind_tls: bool = False) -> Flow[Answer]:
+    """Ask for a report over a nonce.
+
+    What it does NOT establish: anything. `attest` checks it too.
+
+    Args:
+        server: whom to ask.
+        nonce: 32 bytes, fresh random ones.
+        bind_tls: ask for a report that binds the server's TLS key.
+
+    Returns:
+        The answer, whose body is the report as it came.
+
+    Raises:
+        FetchError: `bad_status`.
+    """
+    binding = {"include_tls_fingerprint": "true"} if bind_tls else {}
+    question = server.question(_REPORT, "/v1/attestation/report", nonce=nonce.hex(), **binding)
+    return question.expect((yield question))
+
+
+def fetch_signature(server: Server, signature_id: str) -> Flow[bytes]:
+    """Ask for the signature of one answer, and return it as it came: a JSON object, for `verify_answer`.
+
+    Args:
+        server: whom to ask.
+        signature_id: the answer's `X-Signature-Id`, or its own `id`.
+
+    Raises:
+        VerificationError: `signature_missing` if the server has none under this id.
+        FetchError: `bad_status` if it answers with anything else but a signature.
+    """
+    question = server.question(_SIGNATURE, f"/v1/signature/{quote(signature_id, safe='')}")
+    answer = yield question
+    if answer.status == 404:
+        raise VerificationError("The server has no signature for this answer.", code="signature_missing")
+    return question.expect(answer).body
+
+
+def attest(
+    server: Server,
+    trust: Trust,
+    *,
+    random: Callable[[int], bytes],
+    clock: Callable[[], float],
+    passed: Callable[[Passed], None] = lambda _: None,
+) -> Flow[Attestation]:
+    """Fetch a report over a fresh nonce, and the collateral for its quote, and check the report.
+
+    Args:
+        server: whom to attest.
+        trust: what to check it against.
+        random: returns that many unpredictable bytes.
+        clock: seconds since 1970, UTC, as `time.time` says: collateral and certificates must be valid then.
+        passed: called after each step that has passed.
+
+    Raises:
+        VerificationError: as `verify_report` raises it.
+        FetchError: `bad_status` or `bad_answer` where a report or collateral cannot be had.
+    """
+    nonce = random(NONCE_LENGTH)
+    policy = trust.policy
+    answer = yield from fetch_report(server, nonce, bind_tls=policy.require_tls_key)
+    report = decode_object(_REPORT, answer.body)
+    spki_sha256 = answer.spki_sha256 if policy.require_tls_key else None
+    announced: list[Passed] = []
+
+    def announce(step: Passed) -> None:
+        if step.number > len(announced):
+            announced.append(step)
+            passed(step)
+
+    def check(collateral: Mapping[str, Any] | None) -> Attestation:
+        now = int(clock())
+        verified = verify_report(
+            report,
+            nonce,
+            policy,
+            collateral=collateral,
+            now=now,
+            spki_sha256=spki_sha256,
+            roots=trust.roots,
+            passed=announce,
+        )
+        return Attestation(answer.body, nonce, policy, collateral, spki_sha256, verified, now)
+
+    try:
+        return check(trust.collateral)
+    except VerificationError as error:
+        # The steps before the quote's signature need none: what fails there is told without fetching anything.
+        if error.code != "no_collateral":
+            raise
+    return check((yield from fetch_collateral(bytes.fromhex(report["intel_quote"].removeprefix("0x")), trust.pccs)))

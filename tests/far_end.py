@@ -1,0 +1,103 @@
+"""What a far end needs to verify in tests: sources of evidence that verifies, and a service with the collateral."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from authorities import INTEL, NOW, NVIDIA, ROOTS
+from backend import Backend, Call, answer
+from servers import TOKEN, Kind, Stack, stack
+
+from teesign import GpuEvidence, Quote
+from teesign.client import Server, Trust
+from teesign.sources import Sources
+from teesign.verify.policy import Policy
+
+__all__ = ["COLLATERAL", "GenuineGpus", "GenuineQuotes", "clock", "genuine_stack", "pccs", "server_of", "trust"]
+
+COLLATERAL = INTEL.collateral()
+
+
+class GenuineQuotes:
+    """A guest agent whose quotes the test's Intel stands behind."""
+
+    async def quote(self, report_data: bytes) -> Quote:
+        """Return a quote over these 64 bytes."""
+        return INTEL.quote(report_data)
+
+    async def info(self) -> Mapping[str, Any]:
+        """Return nothing of interest."""
+        return {}
+
+
+class GenuineGpus:
+    """GPUs that the test's NVIDIA stands behind."""
+
+    async def collect(self, nonce: bytes) -> GpuEvidence:
+        """Return evidence made over these 32 bytes."""
+        return NVIDIA.evidence(nonce)
+
+    async def aclose(self) -> None:
+        """Hold nothing."""
+
+
+@contextmanager
+def genuine_stack(kind: Kind = "uvicorn", **changes: Any) -> Iterator[Stack]:
+    """Run a proxy whose reports verify, before a scripted backend."""
+    with stack(kind, parts={"sources": Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())}, **changes) as running:
+        yield running
+
+
+def clock() -> float:
+    """Return a time at which all that the test's authorities have issued is valid."""
+    return NOW
+
+
+def trust(policy: Policy | None = None, **options: Any) -> Trust:
+    """Return what the test's evidence is checked against; its collateral too, unless that is to be fetched."""
+    return Trust(policy or Policy(), **{"collateral": COLLATERAL, "roots": ROOTS, **options})
+
+
+def server_of(running: Stack, **options: Any) -> Server:
+    """Return where a proxy is, and the token for it."""
+    return Server(f"http://127.0.0.1:{running.client.port}", **{"authorization": f"Bearer {TOKEN}", **options})
+
+
+@contextmanager
+def pccs(parts: Mapping[str, Any] = COLLATERAL, *, as_hex: bool = False) -> Iterator[Backend]:
+    """Run a service that answers as Intel's does, with this collateral.
+
+    Args:
+        parts: the collateral.
+        as_hex: whether revocation lists come in hex, as old caches send them.
+    """
+
+    def script(call: Call) -> None:
+        path = urlsplit(call.target.decode()).path
+
+        def send(body: str | bytes, chain_name: str, chain: str = "") -> None:
+            data = body.encode() if isinstance(body, str) else body
+            answer(200, data, f"{chain_name}: {quote(parts[chain]) if chain else ''}".encode())(call)
+
+        def revocation_list(name: str) -> str | bytes:
+            return str(parts[name]) if as_hex else bytes.fromhex(parts[name])
+
+        if path == "/sgx/certification/v4/pckcrl":
+            send(revocation_list("pck_crl"), "SGX-PCK-CRL-Issuer-Chain", "pck_crl_issuer_chain")
+        elif path == "/tdx/certification/v4/tcb":
+            signed = f'{{"tcbInfo":{parts["tcb_info"]},"signature":"{parts["tcb_info_signature"]}"}}'
+            send(signed, "TCB-Info-Issuer-Chain", "tcb_info_issuer_chain")
+        elif path == "/tdx/certification/v4/qe/identity":
+            signed = f'{{"enclaveIdentity":{parts["qe_identity"]},"signature":"{parts["qe_identity_signature"]}"}}'
+            send(signed, "SGX-Enclave-Identity-Issuer-Chain", "qe_identity_issuer_chain")
+        elif path == "/sgx/certification/v4/rootcacrl":
+            send(revocation_list("root_ca_crl"), "x-nothing")
+        else:
+            answer(404, b"")(call)
+
+    with Backend() as service:
+        service.play(script)
+        yield service

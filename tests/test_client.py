@@ -1,0 +1,341 @@
+"""Fetching from the far end: reports, collateral and signatures, on both event loops and without one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import httpx
+import httpx2
+import msgspec
+import pytest
+from authorities import INTEL, NVIDIA
+from backend import Backend, Call, Script, answer, chunked, head, json_answer
+from far_end import COLLATERAL, clock, genuine_stack, pccs, server_of, trust
+from servers import TOKEN, Stack, stack
+
+from teesign import FetchError, TeesignError, UsageError, VerificationError, verify_answer
+from teesign.client import (
+    Answer,
+    Attestation,
+    Flow,
+    Question,
+    Server,
+    Trust,
+    ask_with,
+    ask_with_async,
+    attest,
+    fetch_collateral,
+    fetch_report,
+    fetch_signature,
+    parse_collateral,
+    run,
+    run_async,
+)
+from teesign.client.flow import MAX_ANSWER
+from teesign.testing import fixed_pair
+from teesign.verify.policy import Policy, UnsafeSimulatedPolicy
+from teesign.verify.report import STEPS, TrustedRoots
+from teesign.verify.steps import Passed
+
+Result = TypeVar("Result")
+NONCE = b"\7" * 32
+REQUEST, RESPONSE = b'{"model":"m","messages":[]}', b'{"id":"chatcmpl-7","choices":[]}'
+
+
+@pytest.fixture(scope="module")
+def genuine() -> Iterator[Stack]:
+    """A proxy whose reports verify."""
+    with genuine_stack() as running:
+        running.backend.play(json_answer(RESPONSE))
+        yield running
+
+
+@pytest.fixture
+def server() -> Iterator[Backend]:
+    """A server that does what a test tells it to."""
+    with Backend() as running:
+        yield running
+
+
+def url_of(server: Backend) -> Server:
+    """Return where a scripted server is."""
+    return Server(server.url, "Bearer t")
+
+
+def asked(flow: Flow[Result], *, limit: float = 20.0, family: Any = httpx) -> Result:
+    """Run a flow over real sockets."""
+    with family.Client() as client:
+        return run(flow, ask_with(client, limit=limit))
+
+
+def attesting(server: Server, given: Trust, passed: Callable[[Passed], None] = lambda _: None) -> Flow[Attestation]:
+    """Return the flow that attests a server."""
+    return attest(server, given, random=secrets.token_bytes, clock=clock, passed=passed)
+
+
+def failure(flow: Flow[Any], **options: Any) -> TeesignError:
+    """Return what a flow fails with."""
+    with pytest.raises(TeesignError) as caught:
+        asked(flow, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_a_server_is_attested(genuine: Stack, family: Any, algorithm: Any) -> None:
+    """Report and collateral are fetched over either library, every step passes, and the key is the server's."""
+    steps: list[Passed] = []
+    with pccs() as service:
+        given = trust(collateral=None, pccs=f"{service.url}/")
+        attestation = asked(attesting(server_of(genuine, algorithm=algorithm), given, steps.append), family=family)
+    assert attestation.verified.signing_address == fixed_pair().identity(algorithm).address
+    assert [step.number for step in steps] == list(range(1, len(STEPS) + 1))
+    assert (attestation.collateral, attestation.verified_at) == (COLLATERAL, clock())
+    assert msgspec.json.decode(attestation.report)["request_nonce"] == attestation.nonce.hex()
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.anyio
+async def test_a_server_is_attested_asynchronously(genuine: Stack, family: Any) -> None:
+    """The same flow runs on asyncio and trio."""
+    with pccs() as service:
+        async with family.AsyncClient() as client:
+            flow = attesting(server_of(genuine), trust(collateral=None, pccs=service.url))
+            attestation = await run_async(flow, ask_with_async(client))
+    assert attestation.verified.tcb is not None
+    assert attestation.verified.tcb.status == "UpToDate"
+
+
+def test_a_signature_is_fetched(genuine: Stack) -> None:
+    """Under either id of an answer, it is what `verify_answer` takes."""
+    sent = genuine.client.post("/v1/chat/completions", REQUEST)
+    for signature_id in (sent.header("x-signature-id"), "chatcmpl-7"):
+        assert signature_id is not None
+        signature = asked(fetch_signature(server_of(genuine), signature_id))
+        address = fixed_pair().identity("ecdsa").address
+        verify_answer(REQUEST, sent.body, msgspec.json.decode(signature), algorithm="ecdsa", address=address)
+
+
+def test_an_unknown_signature_is_a_failed_check(genuine: Stack) -> None:
+    """An answer without a signature is not verified; that is no trouble of the network."""
+    error = failure(fetch_signature(server_of(genuine), "of/nothing?"))
+    assert isinstance(error, VerificationError)
+    assert error.code == "signature_missing"
+
+
+def test_a_model_is_named_where_servers_want_that(server: Backend) -> None:
+    """Some servers of this family host many models, and ask for the name in the query."""
+    server.play(json_answer(b"{}"))
+    asked(fetch_signature(Server(f"{server.url}/llm/", model="org/a&b"), "a/b"))
+    assert server.call.target == b"/llm/v1/signature/a%2Fb?signing_algo=ecdsa&model=org%2Fa%26b"
+    assert server.call.header(b"authorization") is None
+
+
+def test_the_token_does_not_go_to_the_collateral_service(genuine: Stack) -> None:
+    """Nor does what the client sends everywhere: headers, cookies and credentials of its own."""
+    with (
+        pccs() as service,
+        httpx.Client(headers={"x-own": "1"}, cookies={"a": "b"}, auth=("user", "password")) as client,
+    ):
+        run(attesting(server_of(genuine), trust(collateral=None, pccs=service.url)), ask_with(client))
+    assert len(service.calls) == 4
+    for call in service.calls:
+        assert call.header_names.isdisjoint({b"authorization", b"cookie", b"x-own"})
+
+
+def test_collateral_is_left_alone_where_it_is_given(genuine: Stack) -> None:
+    """With collateral from a file nobody but the server is asked."""
+    given = trust(collateral=parse_collateral(msgspec.json.encode(COLLATERAL)), pccs="http://127.0.0.1:1")
+    assert asked(attesting(server_of(genuine), given)).collateral == COLLATERAL
+
+
+@pytest.mark.parametrize("as_hex", [False, True])
+def test_collateral_is_fetched(as_hex: bool) -> None:  # noqa: FBT001 - a row
+    """What comes is what was published, byte for byte where it is signed; revocation lists may come in hex."""
+    with pccs(as_hex=as_hex) as service:
+        fetched = asked(fetch_collateral(INTEL.quote(bytes(64)).quote, service.url))
+        targets = {call.target for call in service.calls}
+    assert fetched == COLLATERAL
+    assert b"/sgx/certification/v4/pckcrl?ca=platform&encoding=der" in targets
+    assert b"/tdx/certification/v4/tcb?fmspc=00906ED50000" in targets
+
+
+def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none() -> None:
+    """Intel's own service lacks the path that caches have."""
+    flow = fetch_collateral(INTEL.quote(bytes(64)).quote, "http://pccs")
+    answers = {
+        "/pckcrl": Answer(200, {"sgx-pck-crl-issuer-chain": "c%0A"}, b"\x30\x01"),
+        "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {"a" : 1}, "signature": "00"}'),
+        "/identity": Answer(
+            200, {"sgx-enclave-identity-issuer-chain": "c"}, b'{"enclaveIdentity": {}, "signature": ""}'
+        ),
+        "/rootcacrl": Answer(404, {}, b""),
+        "/IntelSGXRootCA.der": Answer(200, {}, b"\x30\x02"),
+    }
+
+    def ask(question: Question) -> Answer:
+        return next(given for path, given in answers.items() if path in question.url)
+
+    fetched = run(flow, ask)
+    assert (fetched["root_ca_crl"], fetched["pck_crl"]) == ("3002", "3001")
+    assert (fetched["tcb_info"], fetched["pck_crl_issuer_chain"]) == ('{"a" : 1}', "c\n")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Answer(200, {}, b"\x30\x01"),
+        Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"xyz"),
+        Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"<html>"),
+        Answer(500, {}, b""),
+        Answer(302, {"location": "http://elsewhere"}, b""),
+    ],
+)
+def test_a_service_without_collateral_fails_the_fetch(broken: Answer) -> None:
+    """Whatever is not what was asked for; a redirect is not followed."""
+    with pytest.raises(FetchError):
+        run(fetch_collateral(INTEL.quote(bytes(64)).quote, "http://pccs"), lambda _: broken)
+
+
+def test_a_quote_without_certificate_has_no_collateral() -> None:
+    """A simulated quote that claims to be none is a failed check."""
+    with pytest.raises(VerificationError) as caught:
+        run(fetch_collateral(b"\4\0" + bytes(900)), lambda _: Answer(500, {}, b""))
+    assert (caught.value.code, caught.value.step) == ("quote_without_certificate", "signature")
+
+
+def test_what_fails_before_the_quotes_signature_asks_nobody_for_collateral(server: Backend) -> None:
+    """The steps passed so far are told, once each."""
+    steps: list[Passed] = []
+    with genuine_stack() as running:
+        report = running.client.get("/v1/attestation/report").body
+    server.play(json_answer(report))
+    error = failure(attesting(url_of(server), trust(collateral=None, pccs="http://127.0.0.1:1"), steps.append))
+    assert (error.code, [step.name for step in steps]) == ("nonce_mismatch", ["report"])
+
+
+def test_simulated_reports_need_no_collateral() -> None:
+    """A development server is attested under the policy whose name says what that is worth, and no other."""
+    with stack() as running:
+        flow = attesting(server_of(running), trust(UnsafeSimulatedPolicy(), collateral=None, pccs="http://127.0.0.1:1"))
+        assert asked(flow).verified.simulated
+        assert failure(attesting(server_of(running), trust(collateral=None))).code == "simulated"
+
+
+def test_a_policy_can_ask_for_the_tls_key(genuine: Stack) -> None:
+    """Without TLS there is no such key: the server refuses, and a report without it would fail."""
+    error = failure(attesting(server_of(genuine), trust(Policy(require_tls_key=True))))
+    assert error.code == "bad_status"
+
+
+def test_other_roots_are_not_trusted(genuine: Stack) -> None:
+    """Genuine evidence of somebody else's authority."""
+    others = TrustedRoots(None, NVIDIA.root_sha256)
+    assert failure(attesting(server_of(genuine), trust(roots=others))).code == "quote_not_verified"
+
+
+def hangs(call: Call) -> None:
+    """Take the request, and say nothing."""
+    call.read_body()
+    call.wait_until_gone()
+
+
+def trickles(call: Call) -> None:
+    """Send a body without end, slowly."""
+    call.read_body()
+    call.send(head(200, b"transfer-encoding: chunked"))
+    while not call.connection.gone.wait(0.02):
+        call.send(chunked(b" ", end=False))
+
+
+def floods(call: Call) -> None:
+    """Send more than anybody wants."""
+    call.read_body()
+    call.send(head(200, b"transfer-encoding: chunked"))
+    for _ in range(MAX_ANSWER // 2**20 + 1):
+        call.send(chunked(bytes(2**20), end=False))
+    call.wait_until_gone()
+
+
+def breaks_off(call: Call) -> None:
+    """End in the middle of the body."""
+    call.read_body()
+    call.send(head(200, b"content-length: 10"), b"{")
+    call.close()
+
+
+TROUBLES: dict[str, tuple[Script, str]] = {
+    "hangs": (hangs, "timeout"),
+    "trickles": (trickles, "timeout"),
+    "floods": (floods, "too_large"),
+    "breaks-off": (breaks_off, "unreachable"),
+    "closes-at-once": (lambda call: call.close(), "unreachable"),
+    "refuses": (json_answer(b"{}", 401), "bad_status"),
+    "redirects": (answer(307, b"", b"location: http://127.0.0.1:1/"), "bad_status"),
+    "no-json": (json_answer(b"[]"), "bad_answer"),
+    "no-http": (lambda call: call.send(b"hello\r\n\r\n"), "unreachable"),
+}
+LIMITS = {"timeout": 0.3}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_trouble_is_told_apart_from_failed_checks(server: Backend, trouble: str, family: Any) -> None:
+    """A server that does not answer as it should raises a fetch error with its code, in limited time."""
+    script, code = TROUBLES[trouble]
+    server.play(script)
+    error = failure(attesting(url_of(server), trust()), limit=LIMITS.get(code, 20.0), family=family)
+    assert isinstance(error, FetchError)
+    assert error.code == code
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.anyio
+async def test_trouble_is_the_same_asynchronously(server: Backend, trouble: str) -> None:
+    """The same codes, on both event loops."""
+    script, code = TROUBLES[trouble]
+    server.play(script)
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(FetchError) as caught:
+            await run_async(attesting(url_of(server), trust()), ask_with_async(client, limit=LIMITS.get(code, 20.0)))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("http://127.0.0.1:1", "unreachable"), ("ftp://127.0.0.1", "unreachable"), ("http://a\0b", "bad_url")],
+)
+def test_addresses_that_lead_nowhere(url: str, code: str) -> None:
+    """Nobody listens, or it is no address; no message has the token."""
+    error = failure(fetch_report(Server(url, "Bearer canary"), NONCE))
+    assert (error.code, "canary" in str(error)) == (code, False)
+
+
+def test_neither_token_nor_credentials_are_shown() -> None:
+    """What describes a question or a server can go to a log."""
+    server = Server("https://user:canary@example.org/llm", "Bearer canary")
+    question = next(fetch_report(server, NONCE))
+    assert (question.host, "canary" in repr(question), "canary" in repr(server)) == ("example.org", False, False)
+    assert repr(Answer(200, {}, b"canary")) == "Answer(200, 6 bytes)"
+    assert TOKEN not in repr(server)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tcb_info": 1}', b"\xff"])
+def test_other_files_are_no_collateral(text: str | bytes) -> None:
+    """A mistake of whoever chose the file, told before anything is checked."""
+    with pytest.raises(UsageError, match="collateral"):
+        parse_collateral(text)
+
+
+def test_another_client_is_refused() -> None:
+    """It has to be httpx or httpx2; a subclass is as good."""
+
+    class Own(httpx2.Client):
+        """Somebody's own client."""
+
+    with Own() as client:
+        ask_with(client)
+    with pytest.raises(UsageError, match="neither"):
+        ask_with(object())
