@@ -50,7 +50,7 @@ def dependency_group(name: str) -> tuple[str, ...]:
 @nox.session(python=INTERPRETERS)
 def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio, and measure what they cover."""
-    install(session, "test")
+    install(session, "test", "bench")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -69,7 +69,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, of the sources and of the tests."""
-    install(session, "test", "engine", "types")
+    install(session, "test", "bench", "engine", "types")
     session.run("mypy")
 
 
@@ -106,3 +106,10 @@ def fuzz(session: nox.Session) -> None:
     session.install("atheris>=2.3")
     for target in sorted(path.stem for path in Path("fuzz").glob("*.py") if path.stem != "run"):
         session.run("python", "fuzz/run.py", target, *(session.posargs or ["-max_total_time=60"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what the proxy costs; options after two dashes: `nox -s bench -- --rows json --json results.json`."""
+    install(session, "bench", "plot", extras="server")
+    session.run("python", "-m", "benchmarks", *session.posargs)

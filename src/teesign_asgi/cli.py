@@ -71,10 +71,24 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     configure_logging(settings)
+    address = _free_address(settings.listen_host, settings.listen_port)
+    _log_summary(settings, drain_timeout)
+    run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=drain_timeout)
+
+
+def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeout: int = 30) -> None:
+    """Run an app under the server, as `teesign serve` does, until SIGTERM or SIGINT.
+
+    Args:
+        load: builds the app, in the server's worker process.
+        address: a numeric address to listen on.
+        port: a free port there.
+        drain_timeout: seconds that open responses get to finish after SIGTERM.
+    """
     server = Server(
         "teesign",
-        address=_free_address(settings.listen_host, settings.listen_port),
-        port=settings.listen_port,
+        address=address,
+        port=port,
         interface=Interfaces.ASGI,
         websockets=False,
         backpressure=_MAX_CONNECTIONS,
@@ -82,8 +96,7 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
         log_level=LogLevels.warning,
         workers_kill_timeout=drain_timeout,
     )
-    _log_summary(settings, drain_timeout)
-    server.serve(target_loader=partial(_load, settings, os.getpid()), wrap_loader=False)
+    server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)
 
 
 @teesign.command()
@@ -132,11 +145,15 @@ def _free_address(host: str, port: int) -> str:
     return str(address[0])
 
 
-def _load(settings: Settings, parent: int) -> Any:
+def _load(settings: Settings) -> Any:
     """Build the app in the server's worker process."""
-    _end_with_parent(parent)
     configure_logging(settings)
     return App(settings)
+
+
+def _load_in_worker(load: Callable[[], Any], parent: int) -> Any:
+    _end_with_parent(parent)
+    return load()
 
 
 def _end_with_parent(parent: int) -> None:

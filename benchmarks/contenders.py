@@ -1,0 +1,162 @@
+"""The processes that are measured, and the backend behind them: started, waited for, and stopped.
+
+Everything is on: token, rate limit (with a limit that is never reached), metrics, both signatures, and a log line for
+each request, at level info into a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Literal
+
+from . import procfs
+from .payloads import MODEL, TOKEN
+
+__all__ = ["Backend", "Contender", "Kind", "Lab", "lab"]
+
+Kind = Literal["teesign", "null", "httpcore", "reference"]
+
+START_TIMEOUT: Final = 60.0
+STOP_TIMEOUT: Final = 10.0
+_SERVE: Final = [sys.executable, "-m", "benchmarks.serve"]
+_COMMANDS: Final[Mapping[Kind, list[str]]] = {
+    "teesign": [sys.executable, "-m", "teesign_asgi", "serve"],
+    "null": [*_SERVE, "null"],
+    "httpcore": [*_SERVE, "httpcore"],
+    "reference": [*_SERVE, "reference"],
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that is being measured.
+
+    Attributes:
+        kind: which one.
+        port: where it listens on 127.0.0.1.
+        pid: its first process.
+    """
+
+    kind: str
+    port: int
+    pid: int
+
+    def cpu_times(self) -> procfs.CpuTimes:
+        """Return the CPU time of its threads so far."""
+        return procfs.cpu_times(self.pid)
+
+    def memory(self, field: str) -> int:
+        """Return `VmRSS` or `VmHWM` of its processes, bytes."""
+        return procfs.memory(self.pid, field)
+
+    def reset_peak(self) -> None:
+        """Have the peak start again."""
+        procfs.reset_peak(self.pid)
+
+
+class Backend(Contender):
+    """The backend, which says how many connections it has."""
+
+    def connections(self) -> int:
+        """Return how many connections it has, without the one that asks."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=STOP_TIMEOUT) as answer:
+            return int(json.load(answer)["connections"]) - 1
+
+
+class Lab:
+    """A backend, and whatever is started before it; `lab` makes one and clears it away."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._stack: Final = stack
+        self._folder: Final = folder
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.backend", str(port)]
+        process = self._stack.enter_context(_running(command, port, os.environ, self._folder / "backend.log"))
+        self.backend: Final = Backend("backend", port, process.pid)
+
+    def start(self, kind: Kind) -> Contender:
+        """Start a contender that runs until the lab is cleared away."""
+        return self._stack.enter_context(self.running(kind))
+
+    @contextmanager
+    def running(self, kind: Kind) -> Iterator[Contender]:
+        """Run a contender while the block runs."""
+        port = free_port()
+        command = [*_COMMANDS[kind], *([] if kind == "teesign" else [str(port)])]
+        environment = {**os.environ, **self.environment(port)}
+        with _running(command, port, environment, self._folder / f"{kind}-{port}.log") as process:
+            yield Contender(kind, port, process.pid)
+
+    def environment(self, port: int) -> dict[str, str]:
+        """Return the settings that all contenders run with."""
+        return {
+            "MODEL_NAME": MODEL,
+            "TOKEN": TOKEN,
+            "DEV": "1",
+            "VLLM_BASE_URL": f"http://127.0.0.1:{self.backend.port}",
+            "VLLM_PROXY_MAX_KEEPALIVE": "2000",
+            "RATE_LIMIT_PER_SECOND": "1000000",
+            "RATE_LIMIT_BURST_SIZE": "1000000",
+            "LISTEN_HOST": "127.0.0.1",
+            "LISTEN_PORT": str(port),
+            "LOG_LEVEL": "info",
+        }
+
+
+@contextmanager
+def lab() -> Iterator[Lab]:
+    """Run a backend, and stop it and all that were started when the block ends."""
+    with TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
+        yield Lab(stack, Path(folder))
+
+
+@contextmanager
+def _running(
+    command: list[str], port: int, environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)  # noqa: S603 - our own
+    try:
+        _wait_for_port(process, port, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            for pid in reversed(procfs.processes(process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            process.wait(STOP_TIMEOUT)
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} does not listen:\n{log.read_text()[-2000:]}") from None
+            time.sleep(0.005)
+        else:
+            return
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

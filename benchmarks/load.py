@@ -1,0 +1,239 @@
+"""The load: clients in this process, on `asyncio.Protocol`, with precomputed requests.
+
+Theory of operation. A `Client` is one connection. Its request is bytes made once; of a response it looks at the status
+line and at where the framing ends, and it counts the events. A `Window` is the time in which only the work of interest
+is done, on connections that are open and have had a response: whoever opens it gets the CPU times of the processes
+under test from its beginning to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from .payloads import CHAT_PATH, MARK, QUESTION, STREAM_QUESTION, Wish, request_head
+from .procfs import CpuTimes, cpu_seconds, cpu_times
+
+__all__ = ["BenchmarkError", "Client", "Window", "json_load", "opened", "stream_load"]
+
+TIMEOUT: Final = 120.0
+RAMP: Final = 1.0
+"""Seconds over which streams start, so that their events are spread evenly."""
+
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class BenchmarkError(Exception):
+    """What is measured does not do its work, so its cost means nothing."""
+
+
+class Client(asyncio.Protocol):
+    """One connection, with one request at a time.
+
+    Attributes:
+        events: how many events have come, over all requests.
+        first_event: when the first event of the latest response came, in `time.perf_counter`'s seconds; 0 before.
+        body: the body of the latest response, where it has a declared length.
+    """
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.first_event = 0.0
+        self.body = b""
+        self._then: Callable[[], None] = lambda: None
+        self._fail: Callable[[Exception], None] = lambda _: None
+        self._received = b""
+        self._streams = False  # the head of a chunked response has come
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Fail the request that is under way."""
+        self.closed = True
+        self._fail(BenchmarkError("The connection has ended before the response."))
+
+    def send(self, request: bytes, then: Callable[[], None], fail: Callable[[Exception], None]) -> None:
+        """Send a request, and call `then` when its response is whole, or `fail` if it comes to nothing."""
+        self._then, self._fail, self.first_event = then, fail, 0.0
+        self._transport.write(request)
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send a request, and return the response's body where its length is declared."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def fail(error: Exception) -> None:
+            if not done.done():
+                done.set_exception(error)
+
+        self.send(request, lambda: done.set_result(None), fail)
+        await asyncio.wait_for(done, TIMEOUT)
+        return self.body
+
+    def data_received(self, data: bytes) -> None:
+        """Count events, and see whether the response is whole."""
+        if not self._streams:
+            self._received += data
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            if not self._received.startswith(b"HTTP/1.1 200 "):
+                self._fail(BenchmarkError(f"An answer was {self._received[:200]!r}."))
+                return
+            length = _LENGTH.search(self._received, 0, end)
+            if length is not None:
+                whole = end + 4 + int(length[1])
+                if len(self._received) >= whole:
+                    self.body, self._received = self._received[end + 4 : whole], b""
+                    self._then()
+                return
+            data, self._received, self._streams = self._received[end + 4 :], b"", True
+        marks = data.count(MARK)
+        if marks:
+            if not self.first_event:
+                self.first_event = time.perf_counter()
+            self.events += marks
+        if data.endswith(_LAST_CHUNK):
+            self._streams = False
+            self._then()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._fail = lambda _: None
+        self._transport.abort()
+
+
+class Window:
+    """A stretch of time, and what CPU the watched processes used in it.
+
+    Args:
+        pids: the first process of each tree that is watched.
+
+    Attributes:
+        done: how many requests or events there were in it.
+        seconds: how long it was.
+        cpu: CPU seconds of each tree.
+        own_cpu: CPU seconds of this process.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids: Final = pids
+        self.done = 0
+        self.seconds = self.own_cpu = 0.0
+        self.cpu: list[float] = []
+        self._before: list[CpuTimes] = []
+
+    def open(self) -> None:
+        """Begin."""
+        self._before = [cpu_times(pid) for pid in self._pids]
+        self.seconds, self.own_cpu = -time.perf_counter(), -time.process_time()
+
+    def close(self, done: int) -> None:
+        """End, with so much done."""
+        self.seconds += time.perf_counter()
+        self.own_cpu += time.process_time()
+        self.cpu = [cpu_seconds(*times) for times in zip(self._before, map(cpu_times, self._pids), strict=True)]
+        self.done = done
+
+
+async def opened(port: int, count: int) -> list[Client]:
+    """Open connections to a port of this machine."""
+    loop = asyncio.get_running_loop()
+    return [(await loop.create_connection(Client, "127.0.0.1", port))[1] for _ in range(count)]
+
+
+async def json_load(port: int, pids: Sequence[int], *, connections: int, requests: int, warm_up: int) -> Window:
+    """Send chats one after the other on each of some connections, as fast as they are answered.
+
+    Args:
+        port: where to.
+        pids: what is watched.
+        connections: how many at once.
+        requests: how many in all, in the window.
+        warm_up: how many before it.
+
+    Raises:
+        BenchmarkError: if one is not answered with 200.
+    """
+    request = request_head(CHAT_PATH, len(QUESTION)) + QUESTION
+    clients = await opened(port, connections)
+    window = Window(pids)
+    try:
+        await _closed_loop(clients, request, max(warm_up, connections))
+        window.open()
+        await _closed_loop(clients, request, requests)
+        window.close(requests)
+    finally:
+        for client in clients:
+            client.close()
+    return window
+
+
+async def _closed_loop(clients: Sequence[Client], request: bytes, requests: int) -> None:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    started = answered = 0
+
+    def fail(error: Exception) -> None:
+        if not done.done():
+            done.set_exception(error)
+
+    def start(client: Client) -> None:
+        nonlocal started
+        if started < requests:
+            started += 1
+            client.send(request, lambda: finish(client), fail)
+
+    def finish(client: Client) -> None:
+        nonlocal answered
+        answered += 1
+        if answered == requests and not done.done():
+            done.set_result(None)
+        start(client)
+
+    for client in clients:
+        start(client)
+    await asyncio.wait_for(done, TIMEOUT)
+
+
+async def stream_load(port: int, pids: Sequence[int], *, streams: int, rate: float, seconds: float) -> Window:
+    """Hold streams open, and count the events of all of them in a window in which all of them are open.
+
+    Args:
+        port: where to.
+        pids: what is watched.
+        streams: how many at once.
+        rate: events per second on each.
+        seconds: how long the window is.
+
+    Raises:
+        BenchmarkError: if a stream lacks an event.
+    """
+    events = int(rate * (RAMP + seconds + 2.0))
+    target = CHAT_PATH + Wish(events=events, rate=rate).query()
+    request = request_head(target, len(STREAM_QUESTION), accept="text/event-stream") + STREAM_QUESTION
+    clients = await opened(port, streams)
+    window = Window(pids)
+    try:
+        asking = []
+        for client in clients:
+            asking.append(asyncio.create_task(client.ask(request)))
+            await asyncio.sleep(RAMP / streams)
+        await asyncio.sleep(1.0)
+        before = sum(client.events for client in clients)
+        window.open()
+        await asyncio.sleep(seconds)
+        window.close(sum(client.events for client in clients) - before)
+        await asyncio.gather(*asking)
+    finally:
+        for client in clients:
+            client.close()
+    if any(client.events != events for client in clients):
+        raise BenchmarkError("A stream has lost events.")
+    return window

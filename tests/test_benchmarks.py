@@ -1,0 +1,34 @@
+"""The benchmarks still work: each row, with next to nothing to do. What they measure means nothing here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the benchmarks as `nox -s bench` does."""
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_every_contender_does_its_work(tmp_path: Path) -> None:
+    """Chats and streams pass through all of them, and the results come as a table and as JSON."""
+    results = tmp_path / "results.json"
+    ran = run("--quick", "--rows", "json,streams", "--json", str(results))
+    assert "| JSON chat | teesign / reference, CPU |" in ran.stdout, ran.stderr
+    comparisons: list[dict[str, Any]] = json.loads(results.read_text())
+    assert {one["row"] for one in comparisons} == {"JSON chat", "Event streams"}
+    assert all(one["median"] > 0 for one in comparisons)
+
+
+def test_an_unknown_row_is_named() -> None:
+    """Together with those that there are."""
+    ran = run("--rows", "json,nonsense")
+    assert ran.returncode == 2
+    assert "no such rows: nonsense. There are json" in ran.stderr
