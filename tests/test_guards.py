@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from teesign.testing import ManualClock
 from teesign_asgi.guards import BearerCheck, RateLimiter
@@ -132,32 +134,63 @@ def test_memory_is_bounded_and_the_longest_idle_client_is_forgotten_first() -> N
     assert limit.take("b") == 0
 
 
-class NaiveLimiter:
-    """The rule in exact arithmetic: the tokens in each bucket at the time of its last request."""
+class LimiterMachine(RuleBasedStateMachine):
+    """Drive the limiter and the rule in exact arithmetic through the same requests.
 
-    def __init__(self, per_second: Fraction, burst: int) -> None:
-        self.per_second, self.burst = per_second, burst
+    The model's buckets stand in the order of their last use, each with its tokens at that time. Times are in eighths of
+    seconds, which floats hold exactly.
+    """
+
+    clients: ClassVar[dict[str, str]] = {
+        "10.0.0.1": "10.0.0.1",
+        "::ffff:10.0.0.1": "10.0.0.1",
+        "10.0.0.2": "10.0.0.2",
+        "2001:db8::1": "2001:db8::/64",
+        "2001:db8::ffff:1": "2001:db8::/64",
+        "2001:db8:0:1::1": "2001:db8:0:1::/64",
+        "no:address": "no:address",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
         self.buckets: dict[str, tuple[Fraction, Fraction]] = {}
 
-    def take(self, client: str, now: Fraction) -> int:
-        """Count a request."""
-        tokens, since = self.buckets.get(client, (Fraction(self.burst), now))
-        tokens = min(Fraction(self.burst), tokens + (now - since) * self.per_second)
-        self.buckets[client] = (tokens - 1 if tokens >= 1 else tokens, now)
-        return 0 if tokens >= 1 else max(1, math.ceil((1 - tokens) / self.per_second))
+    @initialize(
+        per_second=st.sampled_from([0.25, 0.5, 1, 2, 8]), burst=st.integers(1, 5), max_clients=st.integers(1, 5)
+    )
+    def start(self, per_second: float, burst: int, max_clients: int) -> None:
+        """Choose the rule."""
+        self.per_second, self.burst, self.max_clients = Fraction(per_second), Fraction(burst), max_clients
+        self.limiter = limiter(self.clock, per_second=per_second, burst=burst, max_clients=max_clients)
+
+    @rule(eighths=st.integers(1, 64))
+    def advance(self, eighths: int) -> None:
+        """Let time pass."""
+        self.clock.advance(eighths / 8)
+
+    @rule(address=st.sampled_from(list(clients)), times=st.integers(1, 4))
+    def take(self, address: str, times: int) -> None:
+        """Send requests."""
+        now = Fraction(self.clock.now)
+        for _ in range(times):
+            tokens, since = self.buckets.pop(self.clients[address], (self.burst, now))
+            tokens = min(self.burst, tokens + (now - since) * self.per_second)
+            wait = 0 if tokens >= 1 else max(1, math.ceil((1 - tokens) / self.per_second))
+            self.buckets[self.clients[address]] = (tokens if wait else tokens - 1, now)
+            if len(self.buckets) > self.max_clients:
+                del self.buckets[next(iter(self.buckets))]
+            assert self.limiter.take(address) == wait
+
+    @invariant()
+    def as_many_clients_are_remembered(self) -> None:
+        """No more than allowed."""
+        if self.buckets:
+            assert len(self.limiter) == len(self.buckets) <= self.max_clients
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 64), st.sampled_from("abc")), max_size=60)
-
-
-@given(STEPS, st.sampled_from([0.25, 0.5, 1, 2, 8]), st.integers(1, 5))
-def test_the_limiter_does_what_the_naive_one_does(steps: list[tuple[int, str]], per_second: float, burst: int) -> None:
-    """For any requests of any clients at any times (in eighths of seconds, which floats hold exactly)."""
-    clock = ManualClock()
-    limit, naive = limiter(clock, per_second=per_second, burst=burst), NaiveLimiter(Fraction(per_second), burst)
-    for eighths, client in steps:
-        clock.advance(eighths / 8)
-        assert limit.take(client) == naive.take(client, Fraction(clock.now))
+TestLimiterMachine = LimiterMachine.TestCase
+TestLimiterMachine.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 
 
 @given(st.lists(st.ip_addresses().map(str), max_size=50), st.integers(1, 5))
