@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -40,3 +41,9 @@ def proxy(shared_proxy: Stack) -> Stack:
     """The same proxy, whose backend answers with a small JSON object until a test has it do something else."""
     shared_proxy.backend.play(json_answer(b'{"id":"an-id"}'))
     return shared_proxy
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where a process writes to."""
+    return tmp_path / "log"

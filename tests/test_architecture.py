@@ -110,7 +110,7 @@ def module_name(path: Path) -> str:
 
 
 LIBRARY, PROXY = modules("teesign"), modules("teesign_asgi")
-COMMAND_LINE = {"teesign_asgi.cli", "teesign_asgi.demo"}
+COMMAND_LINE = {"teesign_asgi.cli", "teesign_asgi.demo", "teesign_asgi.signals"}
 
 
 def imports(module: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from backend import Backend, Call, chunked, head, json_answer
+from backend import Backend, json_answer
+from processes import REQUIRED, environment, teesign_serve
 from servers import TOKEN, Kind, Stack, free_port, stack
-from wire import Client
 
 from teesign_asgi import Settings
 from teesign_asgi.settings import VARIABLES
@@ -32,6 +28,7 @@ CHAT = "/v1/chat/completions"
 HERE = "test_contract_configuration"
 ENDPOINTS, RESPONSES = "test_contract_endpoints", "test_contract_responses"
 SIGNATURE, ATTESTATION = "test_contract_signature", "test_contract_attestation"
+SHUTDOWN = "test_shutdown"
 
 TESTED = {
     "MODEL_NAME": (SIGNATURE, "test_ids_are_namespaced_by_the_model"),
@@ -65,6 +62,9 @@ TESTED = {
     "GPU_EVIDENCE_PYTHON": (HERE, "test_every_flag_is_accepted"),
     "GPU_EVIDENCE_COMMAND": (HERE, "test_every_flag_is_accepted"),
     "DSTACK_SIMULATOR_ENDPOINT": (HERE, "test_a_simulator_is_said_aloud"),
+    "DRAIN_DELAY": (SHUTDOWN, "test_everything_is_served_during_the_delay"),
+    "DRAIN_TIMEOUT": (SHUTDOWN, "test_a_stream_that_does_not_finish_is_cut"),
+    "DRAIN_LINGER": (SHUTDOWN, "test_the_signature_of_the_last_stream_can_be_fetched"),
     "LOG_FORMAT": (HERE, "test_log_lines_for_machines"),
     "LOG_LEVEL": (HERE, "test_the_log_level"),
 }
@@ -145,89 +145,6 @@ def test_idle_connections_are_bounded(server: Kind) -> None:
 
 # --- the process
 
-REQUIRED = {"MODEL_NAME": "test/model", "TOKEN": TOKEN, "DEV": "1"}
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Return the variables for a process: this one's, without any of ours, and these."""
-    ours = {variable.name for variable in VARIABLES.values()}
-    return {**{name: value for name, value in os.environ.items() if name not in ours}, **variables}
-
-
-class Process:
-    """A running `teesign serve`.
-
-    Attributes:
-        port: where it was told to listen.
-        client: talks to it.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self._process = process
-        self._log = log
-        self.port = port
-        self.client = Client(port, TOKEN)
-
-    def wait_until_ready(self) -> None:
-        """Wait until it answers."""
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                assert self.client.get("/version").status == 200
-            except OSError:
-                assert self._process.poll() is None, self.output()
-                assert time.monotonic() < deadline, self.output()
-                time.sleep(0.02)
-            else:
-                return
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        self._process.send_signal(signal.SIGTERM)
-
-    def wait(self) -> int:
-        """Wait for its end, and return its exit code."""
-        return self._process.wait(20)
-
-    def output(self) -> str:
-        """Return everything it has written so far."""
-        return self._log.read_text(encoding="utf-8")
-
-    def lines(self) -> list[str]:
-        """Return what it has written, line by line."""
-        return self.output().splitlines()
-
-
-@contextmanager
-def teesign_serve(log: Path, *flags: str, **variables: str) -> Iterator[Process]:
-    """Run `teesign serve` while the block runs, on a free port unless told otherwise."""
-    port = int(variables.get("LISTEN_PORT") or free_port())
-    variables = {"LISTEN_PORT": str(port), "LISTEN_HOST": "127.0.0.1", **REQUIRED, **variables}
-    if "--listen-port" in flags:
-        port = int(flags[flags.index("--listen-port") + 1])
-    command = [sys.executable, "-m", "teesign_asgi", "serve", *flags]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            command, env=environment(**variables), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            yield Process(process, port, log)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    """Where a process writes to."""
-    return tmp_path / "log"
-
 
 def run(variables: Mapping[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
     """Run a `teesign serve` that is expected to end by itself."""
@@ -273,6 +190,9 @@ BAD_VALUES = {
     "GPU_EVIDENCE_PYTHON": " ",
     "GPU_EVIDENCE_COMMAND": " ",
     "DSTACK_SIMULATOR_ENDPOINT": " ",
+    "DRAIN_DELAY": "-1",
+    "DRAIN_TIMEOUT": "CANARY",
+    "DRAIN_LINGER": "nan",
     "LOG_FORMAT": "xml",
     "LOG_LEVEL": "verbose",
 }
@@ -451,74 +371,6 @@ def test_a_backend_that_may_be_the_proxy_itself(log: Path) -> None:
         assert "VLLM_BASE_URL may point at this proxy itself" in process.output()
         process.client.get("/v1/models").assert_error(500, "server_error", "Internal server error")
         process.client.post(CHAT, b"{}").assert_error(500, "server_error", "Internal server error")
-
-
-def test_an_idle_server_stops_at_once(log: Path) -> None:
-    """SIGTERM ends it with exit code 0, although a client keeps its connection."""
-    with teesign_serve(log) as process:
-        process.wait_until_ready()
-        with process.client.open("GET", "/version", [("Connection", "keep-alive")]) as conversation:
-            assert conversation.response.status == 200
-            begun = time.monotonic()
-            process.terminate()
-            assert process.wait() == 0
-        assert time.monotonic() - begun < 2.5
-
-
-def test_a_running_stream_finishes(log: Path) -> None:
-    """SIGTERM lets a response come to its end, signed as always, and then ends with exit code 0."""
-    go_on = threading.Event()
-
-    def script(call: Call) -> None:
-        call.read_body()
-        call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
-        call.send(chunked(b'data: {"id":"a"}\n\n', end=False))
-        assert go_on.wait(10)
-        call.send(chunked(b"data: [DONE]\n\n"))
-
-    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
-        process.wait_until_ready()
-        backend.play(script)
-        with process.client.stream(CHAT, b'{"stream":true}') as conversation:
-            conversation.read_until(b"}\n\n")
-            process.terminate()
-            wait_until_refused(process.port)
-            go_on.set()
-            assert conversation.response.read() == b"data: [DONE]\n\n"
-        assert process.wait() == 0
-
-
-def test_a_stream_that_does_not_finish_is_cut(log: Path) -> None:
-    """After the deadline that the flag sets, the server ends all the same."""
-
-    def script(call: Call) -> None:
-        call.read_body()
-        call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
-        call.send(chunked(b"data: 1\n\n", end=False))
-        call.wait_until_gone()
-
-    with Backend() as backend, teesign_serve(log, "--drain-timeout", "1", VLLM_BASE_URL=backend.url) as process:
-        process.wait_until_ready()
-        backend.play(script)
-        with process.client.stream(CHAT, b'{"stream":true}') as conversation:
-            conversation.read_until(b"\n\n")
-            begun = time.monotonic()
-            process.terminate()
-            process.wait()
-            assert 0.5 < time.monotonic() - begun < 5
-        backend.call.wait_until_gone()
-
-
-def wait_until_refused(port: int) -> None:
-    """Wait until nothing listens on a port any more."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            return
-        assert time.monotonic() < deadline, "the port is still open"
-        time.sleep(0.02)
 
 
 def test_the_shared_proxy_is_configured_as_the_tables_say(proxy: Stack) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from backend import Backend, Call, answer, event_stream, head, in_pieces, json_answer
-from servers import SECOND_TOKEN, TOKEN, Stack, stack
+from servers import SECOND_TOKEN, TOKEN, Kind, Stack, stack
 from wire import Answer, Client, chunks_of, multipart, sha256
 
 REQUEST_LIMIT, IMAGE_LIMIT, AUDIO_LIMIT = 2_000, 3_000, 4_000
@@ -65,9 +65,12 @@ LOCAL = [
     Row("GET", "/", auth=False),
     Row("GET", "/version", auth=False),
     Row("GET", "/metrics", auth=False),
+    Row("GET", "/healthz", auth=False),
+    Row("GET", "/readyz", auth=False),
     Row("GET", "/v1/signature/an-id"),
     Row("GET", "/v1/attestation/report"),
 ]
+UNLIMITED = ("/", "/version", "/metrics", "/healthz", "/readyz")
 RELAYED = [
     Row("GET", "/v1/metrics", "/metrics", auth=False),
     Row("GET", "/v1/models", "/v1/models", auth=False),
@@ -122,6 +125,16 @@ def test_the_metrics_are_the_proxys_own(proxy: Stack) -> None:
     assert b"teesign_requests_total{" in answered.body
     assert (answered.header("content-type") or "").startswith("text/plain; version=0.0.4")
     assert proxy.backend.connections == 0
+
+
+def test_probes_are_answered(server: Kind) -> None:
+    """One asks whether the process is alive, the other whether clients should be sent to it."""
+    with stack(server) as proxy:
+        anyone = proxy.client.as_anyone()
+        assert (anyone.get("/healthz").status, anyone.get("/readyz").status) == (200, 200)
+        proxy.app.drain.begin()
+        assert anyone.get("/healthz").status == 200
+        anyone.get("/readyz").assert_error(503, "unavailable", "The server is shutting down")
 
 
 @pytest.mark.parametrize("row", LOCAL, ids=name_of)
@@ -354,12 +367,12 @@ def test_the_rate_limit_comes_first() -> None:
     """A client that asks too often is told so before its token is looked at; what probes ask for is left out."""
     with stack(rate_limit_per_second=1, rate_limit_burst=2) as proxy:
         anyone = proxy.client.as_anyone()
-        for path in ("/", "/version", "/metrics") * 3:
+        for path in UNLIMITED * 3:
             assert anyone.get(path).status == 200
         assert [anyone.post("/v1/chat/completions", b"!" * 3_000).status for _ in range(2)] == [401, 401]
         for row in TABLE:
             answered = row.ask(anyone)
-            if row.path in ("/", "/version", "/metrics"):
+            if row.path in UNLIMITED:
                 assert answered.status == 200
             else:
                 answered.assert_error(429, "rate_limited")

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import pytest
 from backend import Backend, Call, Script, answer, chunked, event_stream, head, json_answer
+from processes import teesign_serve
 from servers import MAIN_KINDS, Kind, serve, settings_for
-from test_contract_configuration import teesign_serve
 from wire import Client, multipart
 
 from teesign.testing import fixed_pair

@@ -47,13 +47,17 @@ DEFAULTS: list[tuple[str, str, object]] = [
     ("GPU_EVIDENCE_PYTHON", "gpu_evidence_python", None),
     ("GPU_EVIDENCE_COMMAND", "gpu_evidence_command", None),
     ("DSTACK_SIMULATOR_ENDPOINT", "dstack_simulator_endpoint", None),
+    ("DRAIN_DELAY", "drain_delay", 0),
+    ("DRAIN_TIMEOUT", "drain_timeout", 30),
+    ("DRAIN_LINGER", "drain_linger", 5),
     ("LOG_FORMAT", "log_format", "text"),
     ("LOG_LEVEL", "log_level", "info"),
 ]
 
 TEXTS = ("MODEL_NAME", "LISTEN_HOST", "GPU_EVIDENCE_PYTHON", "GPU_EVIDENCE_COMMAND", "DSTACK_SIMULATOR_ENDPOINT")
 BOOLEANS = ("DEV", "GPU_NO_HW_MODE", "PUBLIC_ATTESTATION", "TRUST_REQUEST_HASH", "ALLOW_BACKEND_ADMIN")
-SECONDS = ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", "ATTESTATION_CACHE_TTL")
+DRAIN = ("DRAIN_DELAY", "DRAIN_TIMEOUT", "DRAIN_LINGER")
+SECONDS = ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", "ATTESTATION_CACHE_TTL", *DRAIN)
 URLS = (
     "VLLM_BASE_URL",
     "VLLM_IMAGES_URL",
@@ -81,7 +85,7 @@ GOOD: list[tuple[str, str, object]] = [
     *((name, text, False) for name in BOOLEANS for text in ("0", "false", "no", "off", "FALSE", "nO")),
     *((name, "2.5", 2.5) for name in SECONDS),
     *((name, "1e3", 1000.0) for name in SECONDS),
-    ("ATTESTATION_CACHE_TTL", "0", 0.0),
+    *((name, "0", 0.0) for name in ("ATTESTATION_CACHE_TTL", *DRAIN)),
     *((name, "1", 1) for name in POSITIVE),
     *((name, " 12 ", 12) for name in POSITIVE + FROM_ZERO),
     *((name, " " * 30 + "12", 12) for name in POSITIVE + FROM_ZERO),
@@ -106,6 +110,7 @@ BAD: list[tuple[str, str, str]] = [
     *((name, text, "is not a number of seconds") for name in SECONDS for text in ("ten", "10s", " ")),
     *((name, text, "is not a positive number") for name in SECONDS for text in ("-1", "nan", "inf", "1e400")),
     *((name, "0", "is not a positive number") for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS")),
+    *((name, "86401", "is more than 86400") for name in DRAIN),
     *(
         (name, text, "is not a whole number")
         for name in POSITIVE + FROM_ZERO

@@ -15,17 +15,18 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, cast
+from typing import Final
 
 import anyio
 import httpcore
 import msgspec
 
-from teesign import SignatureCache, SignatureStore, SigningAlgorithm, SigningPair, TeesignError, __version__
+from teesign import SignatureCache, SignatureStore, SigningPair, TeesignError, __version__
 from teesign.sources import Sources
 
 from .attestor import Attestor
 from .certificate import BoundCertificate, CertificateError
+from .drain import Drain
 from .errors import (
     BackendError,
     ClientDisconnectedError,
@@ -35,11 +36,13 @@ from .errors import (
     not_found,
     rate_limited,
     server_error,
+    shutting_down,
     unauthorized,
 )
 from .guards import BearerCheck, RateLimiter
 from .http import Reply, Request, decode_path_segment
 from .observe import METRICS_CONTENT_TYPE, Metrics, describe_exception, log_event, loggable_path
+from .parameters import flag_parameter, nonce_parameter, signing_algorithm
 from .pool import Pool
 from .relay import Outcome, Relay
 from .routes import CATCH_ALL, ENDPOINTS, Endpoint, Handling, body_limit, check_backend_path, find_endpoint
@@ -50,10 +53,6 @@ from .types import Receive, Scope, Send
 from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
 
 __all__ = ["App"]
-
-_ALGORITHMS: Final = ("ecdsa", "ed25519")
-_HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 class App:
@@ -68,6 +67,9 @@ class App:
         sources: where keys, quotes and GPU evidence come from; chosen by the settings when left out.
         clock: returns seconds that never go backwards.
         random: returns that many unpredictable bytes.
+
+    Attributes:
+        drain: begin it when the server is to stop, and stop the server when it is over.
     """
 
     def __init__(
@@ -88,6 +90,9 @@ class App:
         self._clock: Final = clock
         self._random: Final = random
         self._instance: Final = f"teesign-{random(8).hex()}"
+        self.drain: Final = Drain(
+            delay=settings.drain_delay, timeout=settings.drain_timeout, linger=settings.drain_linger, clock=clock
+        )
         self._guard: Final = BearerCheck(settings.tokens)
         self._limiter: Final = RateLimiter(
             per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst, clock=clock
@@ -97,7 +102,10 @@ class App:
                 ttl=settings.signature_ttl, max_entries=settings.signature_cache_max_entries, clock=clock
             )
         self._store: Final = Store(cache, settings.model_name)
-        self.metrics: Final = Metrics(None if self._store.entries() is None else lambda: self._store.entries() or 0)
+        self.metrics: Final = Metrics(
+            open_streams=lambda: self.drain.open_responses,
+            cache_entries=None if self._store.entries() is None else lambda: self._store.entries() or 0,
+        )
         self._limits: Final = {endpoint: body_limit(endpoint, settings) for endpoint in (*ENDPOINTS, CATCH_ALL)}
         self._backend_url: Final = httpcore.URL(settings.backend_url)
         self._urls: Final = {endpoint: _backend_url(endpoint, settings) for endpoint in ENDPOINTS}
@@ -110,6 +118,8 @@ class App:
             Handling.HELLO: self._answer_hello,
             Handling.VERSION: self._answer_version,
             Handling.METRICS: self._answer_metrics,
+            Handling.HEALTH: self._answer_health,
+            Handling.READINESS: self._answer_readiness,
             Handling.SIGNATURE: self._answer_signature,
             Handling.ATTESTATION: self._answer_attestation,
         }
@@ -275,20 +285,25 @@ class App:
         request.check_size(self._limits[endpoint])
 
     async def _answer(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome) -> None:
-        if self._attestor is None:
+        if self._attestor is None and endpoint.handling is not Handling.HEALTH:
             await self.start()
         handler = self._handlers.get(endpoint.handling)
         if handler is not None:
             await handler(request, reply, outcome)
             return
         assert self._relay is not None
+        if not self.drain.takes_work:
+            raise shutting_down()
         if endpoint.handling is Handling.RELAY_ANYTHING:
             check_backend_path(request.raw_path, allow_administrative=self.settings.allow_backend_admin)
             url = join_url(self._backend_url, request.raw_path, request.query)
         else:
             url = join_url(self._urls[endpoint], query=request.query)
-        with self.metrics.open_streams.track_inprogress():
+        self.drain.open_responses += 1
+        try:
             await self._relay.run(request, reply, endpoint, url, self._limits[endpoint], outcome)
+        finally:
+            self.drain.open_responses -= 1
 
     async def _answer_hello(self, _: Request, reply: Reply, __: Outcome) -> None:
         await reply.json({})
@@ -299,8 +314,16 @@ class App:
     async def _answer_metrics(self, _: Request, reply: Reply, __: Outcome) -> None:
         await reply.whole(200, [(b"content-type", METRICS_CONTENT_TYPE)], self.metrics.render())
 
+    async def _answer_health(self, _: Request, reply: Reply, __: Outcome) -> None:
+        await reply.json({"status": "alive"})
+
+    async def _answer_readiness(self, _: Request, reply: Reply, __: Outcome) -> None:
+        if not self.drain.is_ready:
+            raise shutting_down()
+        await reply.json({"status": "ready"})
+
     async def _answer_signature(self, request: Request, reply: Reply, _: Outcome) -> None:
-        algorithm = _algorithm(request.parameters())
+        algorithm = signing_algorithm(request.parameters())
         chat = await self._store.get(decode_path_segment(request.raw_path.rpartition(b"/")[2]))
         self.metrics.lookups.labels("hit" if chat is not None else "miss").inc()
         if chat is None:
@@ -319,9 +342,9 @@ class App:
     async def _answer_attestation(self, request: Request, reply: Reply, _: Outcome) -> None:
         assert self._attestor is not None
         parameters = request.parameters()
-        algorithm = _algorithm(parameters)
-        nonce = _nonce(parameters.get("nonce"))
-        bind_certificate = _flag(parameters, "include_tls_fingerprint")
+        algorithm = signing_algorithm(parameters)
+        nonce = nonce_parameter(parameters)
+        bind_certificate = flag_parameter(parameters, "include_tls_fingerprint")
         if bind_certificate and not self._attestor.can_bind_certificate:
             raise bad_request("include_tls_fingerprint needs TLS_CERT_PATH, which this server does not have")
         address = parameters.get("signing_address")
@@ -345,6 +368,7 @@ class App:
         metrics.request_bytes.labels(label).inc(request.body_size)
         metrics.response_bytes.labels(label).inc(reply.body_size)
         if outcome.signed:
+            self.drain.last_signed = self._clock()
             metrics.signatures.labels(label).inc()
         if outcome.client_gone:
             metrics.disconnects.labels(label).inc()
@@ -367,27 +391,3 @@ class App:
 def _backend_url(endpoint: Endpoint, settings: Settings) -> httpcore.URL:
     whole: str | None = getattr(settings, endpoint.backend_url) if endpoint.backend_url else None
     return httpcore.URL(whole or settings.backend_url + (endpoint.backend_path or endpoint.path))
-
-
-def _algorithm(parameters: Mapping[str, str]) -> SigningAlgorithm:
-    algorithm = parameters.get("signing_algo", "ecdsa")
-    if algorithm not in _ALGORITHMS:
-        raise bad_request("Invalid signing algorithm. Must be 'ed25519' or 'ecdsa'")
-    return cast(SigningAlgorithm, algorithm)
-
-
-def _nonce(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    if not _HEX_DIGITS.issuperset(text) or len(text) % 2:
-        raise bad_request("Nonce must be hex-encoded")
-    if len(text) != 64:
-        raise bad_request("Nonce must be 32 bytes")
-    return bytes.fromhex(text)
-
-
-def _flag(parameters: Mapping[str, str], name: str) -> bool:
-    value = parameters.get(name, "").lower()
-    if value not in (*_TRUE, *_FALSE):
-        raise bad_request(f"{name} must be true or false")
-    return value in _TRUE

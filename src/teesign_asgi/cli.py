@@ -6,10 +6,10 @@ is wrong with the configuration is reported before the port is opened.
 
 from __future__ import annotations
 
-import ctypes
+import asyncio
 import logging
+import math
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -28,11 +28,14 @@ from .errors import SettingsError
 from .logs import configure_logging
 from .observe import log_event
 from .settings import VARIABLES, Settings
+from .signals import drain_first, end_at_second_signal, end_with_parent
 
 __all__ = ["teesign"]
 
-_PR_SET_PDEATHSIG: Final = 1
 _MAX_CONNECTIONS: Final = 65_536
+
+_SPARE_SECONDS: Final = 10
+"""How much longer than its drain a worker may take to end before it is killed."""
 
 _SERVER_LOGGING: Final = {"loggers": {"_granian": {"propagate": True}, "granian.access": {"propagate": True}}}
 """The server's own log records go the way of all others."""
@@ -56,14 +59,7 @@ def _settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 @teesign.command()
 @_settings_flags
-@click.option(
-    "--drain-timeout",
-    default=30,
-    show_default=True,
-    type=click.IntRange(1, 86_400),
-    help="Seconds that open responses get to finish after SIGTERM.",
-)
-def serve(drain_timeout: int, **flags: str | None) -> None:
+def serve(**flags: str | None) -> None:
     """Stand in front of a backend, and sign what it answers."""
     given = {name: value for name, value in flags.items() if value is not None}
     try:
@@ -72,8 +68,9 @@ def serve(drain_timeout: int, **flags: str | None) -> None:
         raise click.UsageError(str(error)) from error
     configure_logging(settings)
     address = _free_address(settings.listen_host, settings.listen_port)
-    _log_summary(settings, drain_timeout)
-    run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=drain_timeout)
+    _log_summary(settings)
+    drain = settings.drain_delay + settings.drain_timeout + settings.drain_linger
+    run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
 
 
 def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeout: int = 30) -> None:
@@ -83,7 +80,7 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         load: builds the app, in the server's worker process.
         address: a numeric address to listen on.
         port: a free port there.
-        drain_timeout: seconds that open responses get to finish after SIGTERM.
+        drain_timeout: seconds that the app takes at most to come to its end after SIGTERM.
     """
     server = Server(
         "teesign",
@@ -94,8 +91,9 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         backpressure=_MAX_CONNECTIONS,
         log_dictconfig=_SERVER_LOGGING,
         log_level=LogLevels.warning,
-        workers_kill_timeout=drain_timeout,
+        workers_kill_timeout=drain_timeout + _SPARE_SECONDS,
     )
+    server.on_startup(partial(end_at_second_signal, server))
     server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)
 
 
@@ -109,7 +107,7 @@ def demo(*, once: bool, port: int) -> None:
     sys.exit(run_demo(once=once, port=port))
 
 
-def _log_summary(settings: Settings, drain_timeout: int) -> None:
+def _log_summary(settings: Settings) -> None:
     """Log what an operator wants to see of the configuration; the keys' addresses follow when the app has them."""
     log_event(
         logging.INFO,
@@ -125,7 +123,7 @@ def _log_summary(settings: Settings, drain_timeout: int) -> None:
         burst=settings.rate_limit_burst,
         signatures_s=settings.signature_ttl,
         signatures=settings.signature_cache_max_entries,
-        drain_s=drain_timeout,
+        drain_s=settings.drain_timeout,
     )
 
 
@@ -148,17 +146,11 @@ def _free_address(host: str, port: int) -> str:
 def _load(settings: Settings) -> Any:
     """Build the app in the server's worker process."""
     configure_logging(settings)
-    return App(settings)
+    app = App(settings)
+    drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
+    return app
 
 
 def _load_in_worker(load: Callable[[], Any], parent: int) -> Any:
-    _end_with_parent(parent)
+    end_with_parent(parent)
     return load()
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have this process stop when the one that started it is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            signal.raise_signal(signal.SIGTERM)

@@ -108,6 +108,11 @@ def server_error() -> HttpError:
     return HttpError(500, "server_error", "Internal server error")
 
 
+def shutting_down() -> HttpError:
+    """Return the answer of a server that is coming to its end; another one may take the request."""
+    return HttpError(503, "unavailable", "The server is shutting down", ((b"retry-after", b"1"),))
+
+
 def overloaded(retry_after: int) -> HttpError:
     """Return the answer when too many requests are waiting for the GPU."""
     return HttpError(

@@ -50,10 +50,11 @@ class Metrics:
     """The proxy's own Prometheus metrics, in a registry of their own.
 
     Args:
+        open_streams: returns how many responses are being relayed.
         cache_entries: returns how many signed chats are kept, or None where that is not known (a shared store).
     """
 
-    def __init__(self, cache_entries: Callable[[], int] | None) -> None:
+    def __init__(self, *, open_streams: Callable[[], int], cache_entries: Callable[[], int] | None) -> None:
         self._registry: Final = CollectorRegistry()
         counter, histogram, gauge = self._counter, self._histogram, self._gauge
         self.requests: Final = counter("requests", "Requests answered.", "endpoint", "status")
@@ -65,7 +66,7 @@ class Metrics:
         self.disconnects: Final = counter("client_disconnects", "Clients gone before the last byte.", "endpoint")
         self.backend_errors: Final = counter("backend_errors", "Requests without a usable response.", "kind")
         self.attestation_failures: Final = counter("attestation_failures", "Collections of evidence that failed.")
-        self.open_streams: Final = gauge("open_streams", "Responses being relayed.")
+        gauge("open_streams", "Responses being relayed.").set_function(open_streams)
         if cache_entries is not None:
             gauge("signature_cache_entries", "Signed chats kept.").set_function(cache_entries)
 

@@ -22,6 +22,9 @@ class Handling(enum.Enum):
     HELLO = enum.auto()
     VERSION = enum.auto()
     METRICS = enum.auto()
+    HEALTH = enum.auto()
+    """Without the keys: a server that cannot have them is alive too."""
+    READINESS = enum.auto()
     SIGNATURE = enum.auto()
     ATTESTATION = enum.auto()
     RELAY_JSON = enum.auto()
@@ -98,6 +101,8 @@ ENDPOINTS: Final = (
     _open("/", Handling.HELLO, rate_limited=False),
     _open("/version", Handling.VERSION, rate_limited=False),
     _open("/metrics", Handling.METRICS, rate_limited=False),
+    _open("/healthz", Handling.HEALTH, rate_limited=False),
+    _open("/readyz", Handling.READINESS, rate_limited=False),
     _open("/v1/metrics", Handling.RELAY_STREAM, backend_path="/metrics"),
     _open("/v1/models", Handling.RELAY_STREAM),
     _signed("/v1/chat/completions", "chatcmpl"),

@@ -6,9 +6,7 @@ programs and the command line can each bring their own.
 
 from __future__ import annotations
 
-import math
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,118 +14,13 @@ from typing import Any, Final, Literal, cast
 
 import httpcore
 
+from . import values
 from .errors import SettingsError
 
 __all__ = ["VARIABLES", "Settings", "Variable", "worker_environment"]
 
-_TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _THIS_MACHINE: Final = frozenset(("localhost", "0.0.0.0", "::1", "::"))  # noqa: S104 - names to recognise, not to bind
-_FALSE: Final = frozenset(("0", "false", "no", "off"))
-
-
-def _text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("is empty")
-    if not value.isprintable():
-        raise ValueError("holds characters that cannot be printed")
-    return value.strip()
-
-
-def _tokens(value: str) -> tuple[str, ...]:
-    tokens = tuple(token for token in (part.strip() for part in value.split(",")) if token)
-    if not tokens:
-        raise ValueError("holds no token")
-    if not all(token.isascii() and token.isprintable() and " " not in token for token in tokens):
-        raise ValueError("holds a token that no Authorization header can carry: use printable ASCII without spaces")
-    return tokens
-
-
-def _boolean(value: str) -> bool:
-    word = value.strip().lower()
-    if word not in _TRUE | _FALSE:
-        raise ValueError("is not a boolean")
-    return word in _TRUE
-
-
-def _integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        digits = value.strip()
-        if not digits.isascii() or not digits.isdecimal():
-            raise ValueError("is not a whole number")
-        number = int(digits) if len(digits) < 20 else math.inf
-        if number < minimum:
-            raise ValueError(f"is less than {minimum}")
-        if number > (maximum or 2**53):
-            raise ValueError(f"is more than {maximum or 2**53}")
-        return int(number)
-
-    return parse
-
-
-def _seconds(*, zero: bool) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            raise ValueError("is not a number of seconds") from None
-        if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
-            raise ValueError("is not a positive number of seconds")
-        return seconds
-
-    return parse
-
-
-def _url(value: str) -> str:
-    url = value.strip()
-    scheme, separator, rest = url.partition("://")
-    authority = rest.partition("/")[0]
-    if scheme not in ("http", "https") or not separator or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("is not an http or https URL")
-    if "?" in url or "#" in url:
-        raise ValueError("has a query or a fragment")
-    if "@" in authority:
-        raise ValueError("holds a user name or password, which are not sent to backends")
-    try:
-        host = httpcore.URL(url).host
-    except ValueError:
-        raise ValueError("is not an http or https URL") from None
-    if not host:
-        raise ValueError("has no host")
-    return url.rstrip("/")
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        word = value.strip().lower()
-        if word not in choices:
-            raise ValueError(f"is none of {', '.join(choices)}")
-        return word
-
-    return parse
-
-
-def _command(value: str) -> str:
-    command = _text(value)
-    try:
-        program = shlex.split(command)[0]
-    except ValueError:
-        raise ValueError("is no command line: a quotation mark or an escape has no end") from None
-    if not program:
-        raise ValueError("names no program")
-    return command
-
-
-def _certificate(value: str) -> Path:
-    path = Path(value)
-    try:
-        holds_one = b"-----BEGIN CERTIFICATE-----" in path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"names a file that cannot be read ({type(error).__name__})") from None
-    except ValueError:
-        raise ValueError("is no path of a file") from None
-    if not holds_one:
-        raise ValueError("names a file that holds no PEM certificate")
-    return path
+_DAY: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -171,143 +64,188 @@ class Settings:
     Build it with `Settings.from_mapping(os.environ)`, or from keyword arguments, whose names and types are these.
     """
 
-    model_name: str = _variable("MODEL_NAME", _text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path.")
+    model_name: str = _variable(
+        "MODEL_NAME", values.text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path."
+    )
     tokens: tuple[str, ...] = _variable(
-        "TOKEN", _tokens, "a-long-random-string", "Bearer token, or several separated by commas.", secret=True
+        "TOKEN", values.tokens, "a-long-random-string", "Bearer token, or several separated by commas.", secret=True
     )
     backend_url: str = _variable(
-        "VLLM_BASE_URL", _url, "http://localhost:9000", "Backend to relay to.", default="http://localhost:8000"
+        "VLLM_BASE_URL", values.url, "http://localhost:9000", "Backend to relay to.", default="http://localhost:8000"
     )
     dev: bool = _variable(
-        "DEV", _boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False
+        "DEV", values.boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False
     )
-    gpu_no_hw_mode: bool = _variable("GPU_NO_HW_MODE", _boolean, "1", "Canned GPU evidence.", default=False)
+    gpu_no_hw_mode: bool = _variable("GPU_NO_HW_MODE", values.boolean, "1", "Canned GPU evidence.", default=False)
     signature_ttl: float = _variable(
-        "CHAT_CACHE_EXPIRATION", _seconds(zero=False), "1200", "How long signatures are kept, seconds.", default=1200.0
+        "CHAT_CACHE_EXPIRATION",
+        values.seconds(zero=False),
+        "1200",
+        "How long signatures are kept, seconds.",
+        default=1200.0,
     )
     max_request_bytes: int = _variable(
-        "VLLM_PROXY_MAX_REQUEST_SIZE", _integer(1), "10485760", "Limit of JSON bodies, bytes.", default=10 * 1024**2
+        "VLLM_PROXY_MAX_REQUEST_SIZE",
+        values.integer(1),
+        "10485760",
+        "Limit of JSON bodies, bytes.",
+        default=10 * 1024**2,
     )
     max_image_request_bytes: int = _variable(
         "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE",
-        _integer(1),
+        values.integer(1),
         "52428800",
         "Limit of image requests, bytes.",
         default=50 * 1024**2,
     )
     max_audio_request_bytes: int = _variable(
         "VLLM_PROXY_MAX_AUDIO_REQUEST_SIZE",
-        _integer(1),
+        values.integer(1),
         "104857600",
         "Limit of audio requests and of the catch-all, bytes.",
         default=100 * 1024**2,
     )
     max_keepalive: int = _variable(
-        "VLLM_PROXY_MAX_KEEPALIVE", _integer(0), "100", "Idle backend connections kept per host.", default=100
+        "VLLM_PROXY_MAX_KEEPALIVE", values.integer(0), "100", "Idle backend connections kept per host.", default=100
     )
-    listen_port: int = _variable("LISTEN_PORT", _integer(1, 65535), "8000", "Port to listen on.", default=8000)
-    listen_host: str = _variable("LISTEN_HOST", _text, "0.0.0.0", "Address to listen on.", default="0.0.0.0")  # noqa: S104 - the contract's default
+    listen_port: int = _variable("LISTEN_PORT", values.integer(1, 65535), "8000", "Port to listen on.", default=8000)
+    listen_host: str = _variable("LISTEN_HOST", values.text, "0.0.0.0", "Address to listen on.", default="0.0.0.0")  # noqa: S104 - the contract's default
     images_url: str | None = _variable(
         "VLLM_IMAGES_URL",
-        _url,
+        values.url,
         "http://images:9000/v1/images/generations",
         "Other backend for image generation.",
         default=None,
     )
     images_edits_url: str | None = _variable(
         "VLLM_IMAGES_EDITS_URL",
-        _url,
+        values.url,
         "http://images:9000/v1/images/edits",
         "Other backend for image edits.",
         default=None,
     )
     transcriptions_url: str | None = _variable(
         "VLLM_TRANSCRIPTIONS_URL",
-        _url,
+        values.url,
         "http://whisper:9000/v1/audio/transcriptions",
         "Other backend for transcriptions.",
         default=None,
     )
     rerank_url: str | None = _variable(
-        "VLLM_RERANK_URL", _url, "http://rerank:9000/v1/rerank", "Other backend for reranking.", default=None
+        "VLLM_RERANK_URL", values.url, "http://rerank:9000/v1/rerank", "Other backend for reranking.", default=None
     )
     score_url: str | None = _variable(
-        "VLLM_SCORE_URL", _url, "http://rerank:9000/v1/score", "Other backend for scoring.", default=None
+        "VLLM_SCORE_URL", values.url, "http://rerank:9000/v1/score", "Other backend for scoring.", default=None
     )
     backend_timeout: float = _variable(
         "VLLM_PROXY_TIMEOUT_SECS",
-        _seconds(zero=False),
+        values.seconds(zero=False),
         "600",
         "Longest silence from the backend, seconds.",
         default=600.0,
     )
     rate_limit_per_second: int = _variable(
-        "RATE_LIMIT_PER_SECOND", _integer(1), "100", "Requests a second and client IP.", default=100
+        "RATE_LIMIT_PER_SECOND", values.integer(1), "100", "Requests a second and client IP.", default=100
     )
     rate_limit_burst: int = _variable(
-        "RATE_LIMIT_BURST_SIZE", _integer(1), "200", "Requests at once and client IP.", default=200
+        "RATE_LIMIT_BURST_SIZE", values.integer(1), "200", "Requests at once and client IP.", default=200
     )
     trusted_proxy_hops: int = _variable(
-        "TRUSTED_PROXY_HOPS", _integer(0, 100), "1", "Proxies in front whose X-Forwarded-For entry counts.", default=0
+        "TRUSTED_PROXY_HOPS",
+        values.integer(0, 100),
+        "1",
+        "Proxies in front whose X-Forwarded-For entry counts.",
+        default=0,
     )
     signature_cache_max_entries: int = _variable(
         "SIGNATURE_CACHE_MAX_ENTRIES",
-        _integer(1),
+        values.integer(1),
         "1000000",
         "Signed responses kept; oldest go first.",
         default=1_000_000,
     )
     attestation_cache_ttl: float = _variable(
         "ATTESTATION_CACHE_TTL",
-        _seconds(zero=True),
+        values.seconds(zero=True),
         "300",
         "How long a report serves, seconds; 0: never.",
         default=300.0,
     )
-    public_attestation: bool = _variable("PUBLIC_ATTESTATION", _boolean, "1", "Reports without a token.", default=False)
+    public_attestation: bool = _variable(
+        "PUBLIC_ATTESTATION", values.boolean, "1", "Reports without a token.", default=False
+    )
     trust_request_hash: bool = _variable(
         "TRUST_REQUEST_HASH",
-        _boolean,
+        values.boolean,
         "1",
         "Sign the hash in X-Request-Hash; only behind a gateway of yours.",
         default=False,
     )
     allow_backend_admin: bool = _variable(
-        "ALLOW_BACKEND_ADMIN", _boolean, "1", "Relay administrative paths of the engine.", default=False
+        "ALLOW_BACKEND_ADMIN", values.boolean, "1", "Relay administrative paths of the engine.", default=False
     )
     signed_text: Literal["v1", "v2"] = _variable(
         "SIGNED_TEXT",
-        _choice("v1", "v2"),
+        values.choice("v1", "v2"),
         "v1",
         "Form of the signed text: v1, or v2 with the model's name.",
         default="v1",
     )
     tls_cert_path: Path | None = _variable(  # noqa: RUF009 - it declares the field
-        "TLS_CERT_PATH", _certificate, "/etc/tls/cert.pem", "Certificate (PEM) that reports can bind.", default=None
+        "TLS_CERT_PATH",
+        values.certificate,
+        "/etc/tls/cert.pem",
+        "Certificate (PEM) that reports can bind.",
+        default=None,
     )
     gpu_evidence_python: str | None = _variable(
-        "GPU_EVIDENCE_PYTHON", _text, "/opt/gpu/bin/python", "Interpreter that has nv-attestation-sdk.", default=None
+        "GPU_EVIDENCE_PYTHON",
+        values.text,
+        "/opt/gpu/bin/python",
+        "Interpreter that has nv-attestation-sdk.",
+        default=None,
     )
     gpu_evidence_command: str | None = _variable(
         "GPU_EVIDENCE_COMMAND",
-        _command,
+        values.command_line,
         "/opt/gpu/worker --all",
         "Program that takes the evidence worker's place.",
         default=None,
     )
     dstack_simulator_endpoint: str | None = _variable(
         "DSTACK_SIMULATOR_ENDPOINT",
-        _text,
+        values.text,
         "http://localhost:8090",
         "Simulator in the guest agent's place; reports say so.",
         default=None,
     )
+    drain_delay: float = _variable(
+        "DRAIN_DELAY",
+        values.seconds(zero=True, maximum=_DAY),
+        "10",
+        "After SIGTERM: not ready, but all is served, seconds.",
+        default=0.0,
+    )
+    drain_timeout: float = _variable(
+        "DRAIN_TIMEOUT",
+        values.seconds(zero=True, maximum=_DAY),
+        "30",
+        "After that: open responses may finish, seconds.",
+        default=30.0,
+    )
+    drain_linger: float = _variable(
+        "DRAIN_LINGER",
+        values.seconds(zero=True, maximum=_DAY),
+        "5",
+        "The last signature can be fetched before the end, seconds.",
+        default=5.0,
+    )
     log_format: Literal["text", "json"] = _variable(
-        "LOG_FORMAT", _choice("text", "json"), "json", "Log lines: text, or json for machines.", default="text"
+        "LOG_FORMAT", values.choice("text", "json"), "json", "Log lines: text, or json for machines.", default="text"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _variable(
         "LOG_LEVEL",
-        _choice("debug", "info", "warning", "error"),
+        values.choice("debug", "info", "warning", "error"),
         "info",
         "Least severe level that is logged.",
         default="info",

@@ -1,0 +1,140 @@
+"""What the text of an environment variable may be, and the value it stands for.
+
+Each parser takes the text and returns the value, or raises ValueError with the rest of a sentence that begins with the
+variable's name. None quotes the text: it may be a secret in the wrong place.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpcore
+
+__all__ = ["boolean", "certificate", "choice", "command_line", "integer", "seconds", "text", "tokens", "url"]
+
+_TRUE: Final = frozenset(("1", "true", "yes", "on"))
+_FALSE: Final = frozenset(("0", "false", "no", "off"))
+
+
+def text(value: str) -> str:
+    """Take anything that can be printed, without the space around it."""
+    if not value.strip():
+        raise ValueError("is empty")
+    if not value.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return value.strip()
+
+
+def tokens(value: str) -> tuple[str, ...]:
+    """Take bearer tokens, separated by commas."""
+    found = tuple(token for token in (part.strip() for part in value.split(",")) if token)
+    if not found:
+        raise ValueError("holds no token")
+    if not all(token.isascii() and token.isprintable() and " " not in token for token in found):
+        raise ValueError("holds a token that no Authorization header can carry: use printable ASCII without spaces")
+    return found
+
+
+def boolean(value: str) -> bool:
+    """Take one of the usual words for yes and no."""
+    word = value.strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError("is not a boolean")
+    return word in _TRUE
+
+
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Return a parser of whole numbers between these bounds, which are among them."""
+
+    def parse(value: str) -> int:
+        digits = value.strip()
+        if not digits.isascii() or not digits.isdecimal():
+            raise ValueError("is not a whole number")
+        number = int(digits) if len(digits) < 20 else math.inf
+        if number < minimum:
+            raise ValueError(f"is less than {minimum}")
+        if number > (maximum or 2**53):
+            raise ValueError(f"is more than {maximum or 2**53}")
+        return int(number)
+
+    return parse
+
+
+def seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[str], float]:
+    """Return a parser of numbers of seconds up to a maximum; `zero` says whether there may be none."""
+
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError("is not a number of seconds") from None
+        if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+            raise ValueError("is not a positive number of seconds")
+        if number > maximum:
+            raise ValueError(f"is more than {maximum:g}")
+        return number
+
+    return parse
+
+
+def url(value: str) -> str:
+    """Take the URL of a backend, and return it without slashes at its end."""
+    address = value.strip()
+    scheme, separator, rest = address.partition("://")
+    authority = rest.partition("/")[0]
+    printable = address.isascii() and address.isprintable() and " " not in address
+    if scheme not in ("http", "https") or not separator or not printable:
+        raise ValueError("is not an http or https URL")
+    if "?" in address or "#" in address:
+        raise ValueError("has a query or a fragment")
+    if "@" in authority:
+        raise ValueError("holds a user name or password, which are not sent to backends")
+    try:
+        host = httpcore.URL(address).host
+    except ValueError:
+        raise ValueError("is not an http or https URL") from None
+    if not host:
+        raise ValueError("has no host")
+    return address.rstrip("/")
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    """Return a parser of one of these words, in any case."""
+
+    def parse(value: str) -> str:
+        word = value.strip().lower()
+        if word not in choices:
+            raise ValueError(f"is none of {', '.join(choices)}")
+        return word
+
+    return parse
+
+
+def command_line(value: str) -> str:
+    """Take a program with its arguments, as a shell would split them."""
+    command = text(value)
+    try:
+        program = shlex.split(command)[0]
+    except ValueError:
+        raise ValueError("is no command line: a quotation mark or an escape has no end") from None
+    if not program:
+        raise ValueError("names no program")
+    return command
+
+
+def certificate(value: str) -> Path:
+    """Take the path of a file that holds a PEM certificate."""
+    path = Path(value)
+    try:
+        holds_one = b"-----BEGIN CERTIFICATE-----" in path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"names a file that cannot be read ({type(error).__name__})") from None
+    except ValueError:
+        raise ValueError("is no path of a file") from None
+    if not holds_one:
+        raise ValueError("names a file that holds no PEM certificate")
+    return path

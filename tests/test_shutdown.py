@@ -1,0 +1,204 @@
+"""How `teesign serve` ends: what signals do to it, what it still serves meanwhile, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backend import Backend, Call, chunked, head, json_answer
+from processes import Process, teesign_serve
+from wire import Conversation, multipart
+
+CHAT = "/v1/chat/completions"
+REQUEST = b'{"stream":true}'
+FIRST, LAST = b'data: {"id":"a"}\n\n', b"data: [DONE]\n\n"
+SOON = 2.5
+"""Seconds that an end at once may take on a busy machine; it takes an eighth of a second on an idle one."""
+
+
+class Stream:
+    """A response on its way.
+
+    Attributes:
+        finish: to be set when the backend shall end it.
+        conversation: the client's side.
+    """
+
+    def __init__(self, conversation: Conversation, finish: threading.Event) -> None:
+        self.conversation = conversation
+        self.finish = finish
+
+    def is_whole(self) -> bool:
+        """Let the backend end it, and tell whether the client gets all of it."""
+        self.finish.set()
+        return self.conversation.response.read() == LAST
+
+    def is_broken(self) -> bool:
+        """Wait for the connection's end, and tell whether the client can see that the response is not whole."""
+        try:
+            self.conversation.response.read()
+        except (http.client.IncompleteRead, ConnectionResetError):
+            return True
+        return False
+
+
+@contextmanager
+def streaming(process: Process, backend: Backend) -> Iterator[Stream]:
+    """Open a stream, and wait for its first event."""
+    finish = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
+        call.send(chunked(FIRST, end=False))
+        while not finish.wait(0.01):
+            if call.connection.gone.is_set():
+                return
+        call.send(chunked(LAST))
+
+    process.wait_until_ready()
+    backend.play(script)
+    with process.client.stream(CHAT, REQUEST) as conversation:
+        conversation.read_until(FIRST)
+        yield Stream(conversation, finish)
+
+
+def wait_until_not_ready(process: Process) -> None:
+    """Wait until the process says that it is coming to its end."""
+    deadline = time.monotonic() + 10
+    while process.client.get("/readyz").status == 200:
+        assert time.monotonic() < deadline, "it is still ready"
+        time.sleep(0.01)
+
+
+def wait_until_refused(port: int) -> None:
+    """Wait until nothing listens on a port any more."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return
+        assert time.monotonic() < deadline, "the port is still open"
+        time.sleep(0.02)
+
+
+def worker_of(process: Process) -> int:
+    """Return the process id of the one that serves."""
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(worker)
+
+
+def test_an_idle_server_stops_at_once(log: Path) -> None:
+    """SIGTERM ends it with exit code 0, although a client keeps its connection."""
+    with teesign_serve(log, DRAIN_LINGER="60") as process:
+        process.wait_until_ready()
+        with process.client.open("GET", "/version", [("Connection", "keep-alive")]) as conversation:
+            assert conversation.response.status == 200
+            begun = time.monotonic()
+            process.terminate()
+            assert process.wait() == 0
+        assert time.monotonic() - begun < SOON
+
+
+def test_the_signature_of_the_last_stream_can_be_fetched(log: Path) -> None:
+    """SIGTERM lets a response come to its end; whoever has it gets its signature over a new connection."""
+    with Backend() as backend, teesign_serve(log, DRAIN_LINGER="3", VLLM_BASE_URL=backend.url) as process:
+        with streaming(process, backend) as stream:
+            process.terminate()
+            wait_until_not_ready(process)
+            assert process.client.get("/healthz").status == 200
+            process.client.post(CHAT, REQUEST).assert_error(503, "unavailable", "The server is shutting down")
+            assert stream.is_whole()
+            own = stream.conversation.response.headers["x-signature-id"]
+        for chat_id in (own, "a"):
+            assert process.client.signature(chat_id).status == 200
+        assert process.wait() == 0
+
+
+def test_everything_is_served_during_the_delay(log: Path) -> None:
+    """After SIGTERM a server is not ready, but goes on for DRAIN_DELAY, so that others stop sending clients to it."""
+    with Backend() as backend, teesign_serve(log, DRAIN_DELAY="3", VLLM_BASE_URL=backend.url) as process:
+        process.wait_until_ready()
+        begun = time.monotonic()
+        process.terminate()
+        wait_until_not_ready(process)
+        backend.play(json_answer(b'{"id":"late"}'))
+        answered = process.client.post(CHAT, REQUEST)
+        process.client.assert_answer_signed(answered, REQUEST, "late")
+        assert process.wait() == 0
+        assert time.monotonic() - begun >= 3
+
+
+def test_a_stream_that_does_not_finish_is_cut(log: Path) -> None:
+    """After DRAIN_TIMEOUT the server ends all the same, and says what it did; nothing looks whole."""
+    with Backend() as backend, teesign_serve(log, DRAIN_TIMEOUT="1", VLLM_BASE_URL=backend.url) as process:
+        with streaming(process, backend) as stream:
+            begun = time.monotonic()
+            process.terminate()
+            process.wait()
+            assert 1 <= time.monotonic() - begun < 2 + SOON
+            assert stream.is_broken()
+        backend.call.wait_until_gone()
+        assert "open connections are cut off" in process.output()
+
+
+def test_an_upload_finishes(log: Path) -> None:
+    """A request that was on its way at SIGTERM is answered like any other."""
+    body, content_type = multipart(b"speech " * 1_000)
+    headers = [content_type, ("Content-Length", str(len(body)))]
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+        process.wait_until_ready()
+        backend.play(json_answer(b'{"id":"heard"}'))
+        with process.client.open("POST", "/v1/audio/transcriptions", headers, body[:1_000]) as conversation:
+            backend.next_call()
+            process.terminate()
+            wait_until_not_ready(process)
+            conversation.send(body[1_000:])
+            assert conversation.answer().body == b'{"id":"heard"}'
+        assert backend.call.body == body
+        assert process.wait() == 0
+
+
+def test_a_second_signal_ends_at_once(log: Path) -> None:
+    """Whoever does not want to wait for the streams says so."""
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+        with streaming(process, backend) as stream:
+            process.terminate()
+            wait_until_not_ready(process)
+            time.sleep(0.3)  # so long, two signals are one
+            begun = time.monotonic()
+            process.terminate()
+            process.wait()
+            assert time.monotonic() - begun < SOON
+            assert stream.is_broken()
+        backend.call.wait_until_gone()
+        wait_until_refused(process.port)
+
+
+def test_signals_to_the_whole_group_are_one(log: Path) -> None:
+    """A terminal or a process manager signals the worker too, and perhaps the parent twice; the stream finishes."""
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+        with streaming(process, backend) as stream:
+            for pid in (process.pid, worker_of(process), process.pid):
+                os.kill(pid, signal.SIGINT)
+            wait_until_not_ready(process)
+            assert stream.is_whole()
+        assert process.wait() == 0
+
+
+def test_nobody_is_left_when_the_parent_is_killed(log: Path) -> None:
+    """The worker goes with it, streams and all, and the port is free for another."""
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+        with streaming(process, backend):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            wait_until_refused(process.port)
+        backend.call.wait_until_gone()
