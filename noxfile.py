@@ -13,7 +13,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu"]
+nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu", "javascript"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OLDEST_MINOR, NEWEST_MINOR = 11, 15
@@ -97,6 +97,18 @@ def gpu(session: nox.Session) -> None:
     requirements = PYPROJECT["project"]["optional-dependencies"]["gpu"]
     session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
     session.run("pytest", "tests/test_gpu.py", *session.posargs, env={"TEESIGN_TEST_GPU_PYTHON": python})
+
+
+@nox.session
+def javascript(session: nox.Session) -> None:
+    """Check answers with the JavaScript of docs/verifying.md, in Node, beside our own checks."""
+    session.install(".", *dependency_group("javascript"))
+    home = session.create_tmp()
+    session.run("npm", "install", "--silent", "--no-save", "--no-audit", "--no-fund", "--prefix", home, "ethers@6")
+    modules = str(Path(home) / "node_modules")
+    # Without what other tests share, which would need all of their servers.
+    command = ("pytest", "--noconftest", "tests/test_javascript.py")
+    session.run(*command, *session.posargs, env={"TEESIGN_TEST_NODE_MODULES": modules})
 
 
 @nox.session
