@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any, Final, Literal
 
 import msgspec
 
 from ..errors import VerificationError
 from ..signing import SigningAlgorithm, verify_ecdsa, verify_ed25519
-from .exchange import parse_signed_text, verify_digest
+from .exchange import compare_digests, parse_signed_text
 from .steps import Passed, Step, run_steps
 
-__all__ = ["ANSWER_STEPS", "VerifiedAnswer", "verify_answer"]
+__all__ = ["ANSWER_STEPS", "VerifiedAnswer", "verify_answer", "verify_answer_digests"]
 
 
 class VerifiedAnswer(msgspec.Struct, frozen=True):
@@ -52,8 +53,8 @@ class _Evidence(msgspec.Struct):
     """What the steps are given, and what they add."""
 
     raw: Mapping[str, Any]
-    request: bytes
-    response: bytes
+    request_sha256: str
+    response_sha256: str
     algorithm: SigningAlgorithm
     address: str
     read: _Signature | None = None
@@ -79,11 +80,11 @@ def _read_signature(evidence: _Evidence) -> str:
 
 
 def _check_request(evidence: _Evidence) -> str:
-    return verify_digest("request", evidence.request, evidence.digests[0])
+    return compare_digests("request", evidence.request_sha256, evidence.digests[0])
 
 
 def _check_response(evidence: _Evidence) -> str:
-    return verify_digest("response", evidence.response, evidence.digests[1])
+    return compare_digests("response", evidence.response_sha256, evidence.digests[1])
 
 
 def _check_identity(evidence: _Evidence) -> str:
@@ -146,7 +147,39 @@ def verify_answer(
             `request_hash_mismatch`, `response_hash_mismatch`, `identity_mismatch`, `bad_signature`, `bad_address`,
             `ecdsa_unrecoverable`, `ecdsa_mismatch` or `ed25519_mismatch`.
     """
-    evidence = _Evidence(signature, request, response, algorithm, address)
+    return verify_answer_digests(
+        sha256(request).hexdigest(),
+        sha256(response).hexdigest(),
+        signature,
+        algorithm=algorithm,
+        address=address,
+        passed=passed,
+    )
+
+
+def verify_answer_digests(
+    request_sha256: str,
+    response_sha256: str,
+    signature: Mapping[str, Any],
+    *,
+    algorithm: SigningAlgorithm,
+    address: str,
+    passed: Callable[[Passed], None] = lambda _: None,
+) -> VerifiedAnswer:
+    """Check one answer as `verify_answer` does, for who hashed the bytes as they passed and has not kept them.
+
+    Args:
+        request_sha256: what was computed over the request, lowercase hex.
+        response_sha256: over the response, likewise.
+        signature: as for `verify_answer`.
+        algorithm: likewise.
+        address: likewise.
+        passed: likewise.
+
+    Raises:
+        VerificationError: likewise.
+    """
+    evidence = _Evidence(signature, request_sha256, response_sha256, algorithm, address)
     steps = run_steps(ANSWER_STEPS, evidence, passed)
     return VerifiedAnswer(*evidence.digests, algorithm, address, evidence.model, steps)
 

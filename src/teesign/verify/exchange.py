@@ -16,7 +16,14 @@ from ..errors import VerificationError
 from ..quote import TdxQuote
 from ..signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
 
-__all__ = ["VerifiedExchange", "parse_signed_text", "verify_digest", "verify_exchange", "verify_report_data"]
+__all__ = [
+    "VerifiedExchange",
+    "compare_digests",
+    "parse_signed_text",
+    "verify_digest",
+    "verify_exchange",
+    "verify_report_data",
+]
 
 
 class VerifiedExchange(msgspec.Struct, frozen=True):
@@ -55,7 +62,12 @@ def verify_digest(name: Literal["request", "response"], body: bytes, digest: str
     Raises:
         VerificationError: `request_hash_mismatch` or `response_hash_mismatch`.
     """
-    if sha256(body).hexdigest() != digest:
+    return compare_digests(name, sha256(body).hexdigest(), digest)
+
+
+def compare_digests(name: Literal["request", "response"], computed: str, digest: str) -> str:
+    """Check that a digest is the one that was signed, as `verify_digest` does for who has the bytes, and return it."""
+    if computed != digest:
         raise VerificationError(
             f"The SHA-256 of the {name} is not the one that was signed.", code=f"{name}_hash_mismatch"
         )

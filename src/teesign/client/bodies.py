@@ -1,0 +1,149 @@
+"""Bodies on their way through a verifying transport: hashed as they are sent, and verified at the end of a stream.
+
+A client wants bodies of its own library's base class. Which library that is turns out with the first request, so these
+classes are completed then, by `body_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any, Final
+
+from .observed import ObservedExchange
+
+__all__ = ["AsyncReceivedBody", "AsyncSentBody", "ReceivedBody", "SentBody", "body_type", "observed_request"]
+
+
+class SentBody:
+    """A request's body, hashed as it is sent.
+
+    Args:
+        body: the body as the client made it.
+        exchange: is shown the bytes.
+    """
+
+    base: Final = "SyncByteStream"
+
+    def __init__(self, body: Any, exchange: ObservedExchange) -> None:
+        self._body = body
+        self._exchange = exchange
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._exchange.start_request()
+        for chunk in self._body:
+            self._exchange.send(chunk)
+            yield chunk
+
+    def close(self) -> None:
+        """Close the body."""
+        self._body.close()
+
+
+class AsyncSentBody:
+    """The same, asynchronously."""
+
+    base: Final = "AsyncByteStream"
+
+    def __init__(self, body: Any, exchange: ObservedExchange) -> None:
+        self._body = body
+        self._exchange = exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._exchange.start_request()
+        async for chunk in self._body:
+            self._exchange.send(chunk)
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Close the body."""
+        await self._body.aclose()
+
+
+class ReceivedBody:
+    """An event stream, whose end is released when all of it has been verified.
+
+    Args:
+        body: the body as it comes.
+        exchange: says what may go on.
+        finish: verifies the whole exchange, or raises.
+    """
+
+    base: Final = "SyncByteStream"
+
+    def __init__(self, body: Any, exchange: ObservedExchange, finish: Callable[[], None]) -> None:
+        self._body = body
+        self._exchange = exchange
+        self._finish = finish
+
+    def __iter__(self) -> Iterator[bytes]:
+        exchange = self._exchange
+        try:
+            for chunk in self._body:
+                if exchange.whole:
+                    continue  # the client reads on to where the framing ends
+                out = exchange.receive(chunk)
+                if exchange.whole:
+                    self._finish()
+                if out:
+                    yield out
+            if not exchange.whole:
+                out = exchange.end()
+                self._finish()
+                yield out
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the body; nothing is verified by that."""
+        self._body.close()
+
+
+class AsyncReceivedBody:
+    """The same, asynchronously."""
+
+    base: Final = "AsyncByteStream"
+
+    def __init__(self, body: Any, exchange: ObservedExchange, finish: Callable[[], Awaitable[None]]) -> None:
+        self._body = body
+        self._exchange = exchange
+        self._finish = finish
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        exchange = self._exchange
+        try:
+            async for chunk in self._body:
+                if exchange.whole:
+                    continue  # the client reads on to where the framing ends
+                out = exchange.receive(chunk)
+                if exchange.whole:
+                    await self._finish()
+                if out:
+                    yield out
+            if not exchange.whole:
+                out = exchange.end()
+                await self._finish()
+                yield out
+        except Exception:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close the body; nothing is verified by that."""
+        await self._body.aclose()
+
+
+@cache
+def body_type(family: ModuleType, kind: Any) -> Any:
+    """Return one of these classes as a body of httpx or httpx2."""
+    return type(kind.__name__, (kind, getattr(family, kind.base)), {})
+
+
+def observed_request(family: ModuleType, request: Any, kind: Any, exchange: ObservedExchange) -> Any:
+    """Return the same request with a body that is hashed as it is sent, and without content encodings."""
+    headers = request.headers.copy()
+    headers["accept-encoding"] = "identity"
+    body = body_type(family, kind)(request.stream, exchange)
+    return family.Request(request.method, request.url, headers=headers, stream=body, extensions=request.extensions)

@@ -1,0 +1,254 @@
+"""Transports for httpx and httpx2 that verify every answer before a program can take it for verified.
+
+    client = OpenAI(base_url="https://…/v1", http_client=httpx.Client(transport=VerifyingTransport(policy)))
+
+Theory of operation. A transport sits between a client and the transport that does the I/O, and takes each request
+through these steps:
+
+    1. a request that is not signed by contract goes through as it is; so does, later, a response that is not 2xx
+    2. attest the server, if that has not been done within `max_age`; nothing is sent to one that is not attested
+    3. send the request, and hash it as it goes; ask for identity encoding, so that what is signed is what is read
+    4. hash the response as it comes, and hold back what `ObservedExchange` says
+    5. when it is whole, fetch its signature, and check it against the attested key
+    6. release what was held back
+
+What fails raises `VerificationError` or `FetchError`, and nothing more is handed out: before the response is returned,
+or, of an event stream, in the place of its last event. The events before that were handed out unverified: do not act on
+a stream that has not ended. A stream that is closed early is neither verified nor an error; that it was not verified
+shows in its response, whose `extensions` have no "teesign", and in `verified` not being called.
+
+One attestation is made for all requests to a server, by the first of them; the others wait, and if it fails the next
+one tries again. A mismatch of the signing key ends the attestation, so that a server with new keys is attested anew by
+the next request. The request's `Authorization` is used for report and signature too, which are asked of the same
+server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with the next URL.
+
+Everything but the I/O is in flows and in `ObservedExchange`, so the two transports differ in `await` and their locks.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from ..signing import SigningAlgorithm
+from ..verify.policy import Policy
+from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, observed_request
+from .flow import run, run_async
+from .http import TIME_LIMIT, ask, ask_async, family_of
+from .observed import ObservedExchange, VerifiedResponse
+from .server import Attestation, Server, Trust
+from .verifier import Verifier
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    class _Transport(httpx.BaseTransport, httpx2.BaseTransport):
+        """What either library's client takes."""
+
+        def handle_request(self, request: Any) -> Any: ...
+
+    class _AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+        """What either library's asynchronous client takes."""
+
+        async def handle_async_request(self, request: Any) -> Any: ...
+
+else:
+    # Neither library asks for its own base class, and neither has to be installed for the other.
+    _Transport = _AsyncTransport = object
+
+__all__ = ["MAX_AGE", "AsyncVerifyingTransport", "VerifyingTransport"]
+
+MAX_AGE: Final = 3600.0
+"""Seconds that an attestation serves."""
+
+
+class _Configured:
+    """What both transports are made with."""
+
+    def __init__(
+        self,
+        trust: Policy | Trust,
+        *,
+        transport: Any = None,
+        algorithm: SigningAlgorithm = "ecdsa",
+        model: str | None = None,
+        prefix: str = "",
+        verified: Callable[[VerifiedResponse], None] = lambda _: None,
+        max_age: float = MAX_AGE,
+        limit: float = TIME_LIMIT,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._verifier: Final = Verifier(
+            Trust(trust) if isinstance(trust, Policy) else trust,
+            algorithm=algorithm,
+            model=model,
+            prefix=prefix,
+            verified=verified,
+            max_age=max_age,
+            random=random,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        self._inner = transport
+        self._limit: Final = limit
+        self._attesting: Final[dict[str, Any]] = {}  # a lock for each server that is being attested
+        self._lock: Final = threading.Lock()  # for making what threads share
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._inner!r})"
+
+
+class VerifyingTransport(_Configured, _Transport):
+    """A transport for `httpx.Client`, or for httpx2's, that verifies every answer.
+
+    Threads may share it. While an event stream is verified, a second connection is needed.
+
+    Args:
+        trust: the policy; or a `Trust`, where collateral does not come from Intel.
+        transport: does the I/O, and is closed with this one; the library's own `HTTPTransport` when None, made for the
+            first request.
+        algorithm: which of the server's keys to attest, and whose signatures to check.
+        model: the model's name, for servers that want it in the query of report and signature.
+        prefix: the path below which the server is mounted: "/llm" for "https://example.org/llm/v1/chat/completions".
+        verified: called with each answer that was verified, before its last bytes are released. What it raises takes
+            the place of the answer.
+        max_age: seconds that an attestation serves.
+        limit: seconds that the server may be silent while report, collateral or a signature is fetched, and may take to
+            send it.
+        random: returns that many unpredictable bytes, for nonces.
+        clock: seconds since 1970, UTC, at which collateral and certificates must be valid.
+        monotonic: seconds on a clock that is never set, for `max_age`.
+
+    Raises, from requests and from reading event streams:
+        VerificationError: the server or the answer failed a check, and the code says which. Beside those of
+            `verify_report` and `verify_answer`: `signature_missing`, `answer_incomplete`, `encoded_answer`,
+            `stream_hash_mismatch`, `tls_key_mismatch` and `quote_without_certificate`.
+        FetchError: what the check needs could not be fetched.
+    """
+
+    def __enter__(self) -> Self:
+        """Nothing is opened before the first request."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the transport that does the I/O."""
+        if self._inner is not None:
+            self._inner.close()
+
+    def handle_request(self, request: Any) -> Any:
+        """Send a request, and return its response when it was verified, or an event stream that will be."""
+        family = family_of(request)
+        with self._lock:
+            if self._inner is None:
+                self._inner = family.HTTPTransport()
+        send, server = self._inner.handle_request, self._verifier.server_of(request)
+        if server is None:
+            return send(request)
+        ask_server = partial(ask, send, family, limit=self._limit)
+        attestation = self._attest(server, ask_server)
+        exchange = ObservedExchange(request.url.raw_path)
+        response = send(observed_request(family, request, SentBody, exchange))
+        if not response.is_success:
+            return response
+
+        def finish() -> None:
+            run(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
+
+        stream = response.stream
+        try:
+            self._verifier.start(exchange, response, attestation)
+            if exchange.streamed:
+                response.stream = body_type(family, ReceivedBody)(stream, exchange, finish)
+                return response
+            for chunk in stream:
+                exchange.receive(chunk)
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+        response.stream = family.ByteStream(exchange.end())
+        finish()
+        return response
+
+    def _attest(self, server: Server, ask_server: Any) -> Attestation:
+        attestation = self._verifier.known(server)
+        if attestation is not None:
+            return attestation
+        with self._lock:
+            attesting = self._attesting.setdefault(server.url, threading.Lock())
+        with attesting:
+            return run(self._verifier.attest(server), ask_server)
+
+
+class AsyncVerifyingTransport(_Configured, _AsyncTransport):
+    """A transport for `httpx.AsyncClient`, or for httpx2's, that verifies every answer, on asyncio and trio.
+
+    Arguments and exceptions are those of `VerifyingTransport`; `transport` is an asynchronous one, `verified` an
+    ordinary function, and `limit` is for the whole of each fetch.
+    """
+
+    async def __aenter__(self) -> Self:
+        """Nothing is opened before the first request."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the transport that does the I/O."""
+        if self._inner is not None:
+            await self._inner.aclose()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request, and return its response when it was verified, or an event stream that will be."""
+        family = family_of(request)
+        if self._inner is None:
+            self._inner = family.AsyncHTTPTransport()
+        send, server = self._inner.handle_async_request, self._verifier.server_of(request)
+        if server is None:
+            return await send(request)
+        ask_server = partial(ask_async, send, family, limit=self._limit)
+        attestation = await self._attest(server, ask_server)
+        exchange = ObservedExchange(request.url.raw_path)
+        response = await send(observed_request(family, request, AsyncSentBody, exchange))
+        if not response.is_success:
+            return response
+
+        async def finish() -> None:
+            await run_async(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
+
+        stream = response.stream
+        try:
+            self._verifier.start(exchange, response, attestation)
+            if exchange.streamed:
+                response.stream = body_type(family, AsyncReceivedBody)(stream, exchange, finish)
+                return response
+            async for chunk in stream:
+                exchange.receive(chunk)
+        except BaseException:
+            await stream.aclose()
+            raise
+        await stream.aclose()
+        response.stream = family.ByteStream(exchange.end())
+        await finish()
+        return response
+
+    async def _attest(self, server: Server, ask_server: Any) -> Attestation:
+        # Not at the top: whoever verifies without an event loop needs no library for it.
+        import anyio
+
+        attestation = self._verifier.known(server)
+        if attestation is not None:
+            return attestation
+        async with self._attesting.setdefault(server.url, anyio.Lock()):
+            return await run_async(self._verifier.attest(server), ask_server)

@@ -1,0 +1,99 @@
+"""What a verifying transport knows and decides, apart from its I/O: whom to attest, what to check, what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import VerificationError
+from ..signing import SigningAlgorithm
+from .flow import Flow
+from .http import tls_key
+from .observed import ObservedExchange, VerifiedResponse, is_signed
+from .server import Attestation, Server, Trust, attest, fetch_signature
+
+__all__ = ["EXTENSION", "Verifier"]
+
+EXTENSION: Final = "teesign"
+"""Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on."""
+
+
+class Verifier:
+    """The servers that were attested, and the flows for attesting them and for checking their answers.
+
+    The arguments are those of `VerifyingTransport`.
+    """
+
+    def __init__(
+        self,
+        trust: Trust,
+        *,
+        algorithm: SigningAlgorithm,
+        model: str | None,
+        prefix: str,
+        verified: Callable[[VerifiedResponse], None],
+        max_age: float,
+        random: Callable[[int], bytes],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._trust: Final = trust
+        self._algorithm: Final[SigningAlgorithm] = algorithm
+        self._model: Final = model
+        self._prefix: Final = prefix.rstrip("/")
+        self._verified: Final = verified
+        self._max_age: Final = max_age
+        self._random: Final = random
+        self._clock: Final = clock
+        self._monotonic: Final = monotonic
+        self._attested: Final[dict[str, tuple[Attestation, float]]] = {}
+
+    def server_of(self, request: Any) -> Server | None:
+        """Return the server whose answer to this request has to be verified, or None if none has."""
+        url = request.url
+        path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+        if path.startswith(f"{self._prefix}/") and not is_signed(request.method, path.removeprefix(self._prefix)):
+            return None
+        base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
+        return Server(base, request.headers.get("authorization"), self._algorithm, self._model)
+
+    def known(self, server: Server) -> Attestation | None:
+        """Return the server's attestation, if it still serves."""
+        attestation, until = self._attested.get(server.url, (None, 0.0))
+        return attestation if self._monotonic() < until else None
+
+    def attest(self, server: Server) -> Flow[Attestation]:
+        """Attest a server, unless that has been done meanwhile."""
+        attestation = self.known(server)
+        if attestation is None:
+            started = self._monotonic()
+            attestation = yield from attest(server, self._trust, random=self._random, clock=self._clock)
+            self._attested[server.url] = (attestation, started + self._max_age)
+        return attestation
+
+    def start(self, exchange: ObservedExchange, response: Any, attestation: Attestation) -> None:
+        """Look at the head of a response."""
+        if attestation.spki_sha256 is not None and tls_key(response) != attestation.spki_sha256:
+            raise VerificationError(
+                "The answer came over a connection with another TLS key than the attested one.", code="tls_key_mismatch"
+            )
+        exchange.start_response(response.headers)
+
+    def finish(
+        self, exchange: ObservedExchange, request: Any, response: Any, server: Server, attestation: Attestation
+    ) -> Flow[None]:
+        """Fetch the signature of a whole response and check it."""
+        if exchange.signature_id is None:
+            raise VerificationError("The answer has no id to ask for its signature by.", code="signature_missing")
+        signature = yield from fetch_signature(server, exchange.signature_id)
+        try:
+            answer = exchange.check(signature, attestation)
+        except VerificationError as error:
+            if error.code == "identity_mismatch":
+                self._attested.pop(server.url, None)
+            raise
+        result = VerifiedResponse(
+            request.method, str(request.url), response.status_code, attestation, signature, answer
+        )
+        response.extensions[EXTENSION] = result
+        self._verified(result)
