@@ -139,12 +139,30 @@ def test_without_framing_the_body_ends_with_the_connection() -> None:
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
 def test_the_response_to_head_has_no_body(framing: bytes) -> None:
-    """Whatever its head says; what comes behind it makes the connection unusable."""
+    """Whatever its head says."""
     parser = ResponseParser(is_head=True)
     parser.feed(OK + framing + b"\r\n\r\n")
-    assert (parser.complete, parser.reusable) == (True, True)
+    assert parser.complete
     parser.feed(b"hello")
     assert (parser.take(), parser.reusable) == (b"", False)
+
+
+@pytest.mark.parametrize("behind", [b"0", b"5\r", b"0\r\n\r\n", b"hello", b"\r\n", b"HTTP/1.1 200 OK\r\n"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b""])
+def test_what_comes_behind_the_response_to_head_makes_the_connection_unusable(framing: bytes, behind: bytes) -> None:
+    """However it is cut: the rest of it would be taken for the beginning of the next client's response."""
+    for pieces in ways_to_cut(OK + framing + b"\r\n" + behind):
+        parser = ResponseParser(is_head=True)
+        for piece in pieces:
+            parser.feed(piece)
+        assert (parser.complete, parser.reusable, parser.take()) == (True, False, b"")
+
+
+def test_the_response_to_head_leaves_the_connection_as_it_was() -> None:
+    """Where it declares a length, whatever came behind it would have been seen."""
+    parser = ResponseParser(is_head=True)
+    parser.feed(OK + b"Content-Length: 5\r\n\r\n")
+    assert parser.reusable
 
 
 REUSABLE: list[tuple[str, bytes, bool]] = [

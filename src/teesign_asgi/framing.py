@@ -11,7 +11,8 @@ since a response that two programs could read in two ways is how one client gets
     - a head, an interim head and whatever else carries no body are bounded together, by `MAX_HEAD`
     - interim responses are skipped, at most `MAX_INTERIM` of them; 101 is refused, since nobody asked to switch
     - the body is framed by one length, or by the chunked coding alone, or by the end of the connection
-    - what comes after the end makes the connection unusable, but the response stays what it is
+    - what comes after the end makes the connection unusable, but the response stays what it is; where it could not
+      be seen, which is behind the answer to HEAD that declares chunks, the connection is not used again either
 
 Whatever the pieces are in which a response arrives, status, headers, body, completeness and errors are the same.
 """
@@ -178,6 +179,8 @@ class ResponseParser:
         self._ends_with_connection = has_body and not lengths and not codings
         if self._is_head:
             self._complete()
+            # llhttp goes on to look for chunks, and does not tell of the beginning of one: bytes that belong to nobody.
+            self.reusable = self.reusable and not codings
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
