@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import httpcore
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from raw_backend import CHUNKED, HOST, OK, PATIENCE, RawBackend, Served, always, answers, fetch, in_turn, until
 
+from teesign_asgi.connection import Connection
 from teesign_asgi.pool import Pool
 
 pytestmark = pytest.mark.anyio
@@ -367,3 +368,22 @@ def test_the_pool_is_for_one_event_loop_at_a_time() -> None:
 
         asyncio.run(main())
         asyncio.run(main())
+
+
+async def test_another_event_loops_transports_are_taken_as_they_are() -> None:
+    """Those of uvloop, which servers use where it is installed, are not of asyncio's classes."""
+
+    class Transport:
+        def is_closing(self) -> bool:
+            return False
+
+        def abort(self) -> None:
+            closed.append(self)
+
+    closed: list[Transport] = []
+    connection = Connection(lambda _: None, lambda _: None)
+    transport = Transport()
+    connection.connection_made(cast(asyncio.BaseTransport, transport))
+    assert not connection.is_closed
+    connection.abort()
+    assert closed == [transport]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import httpcore
@@ -213,8 +213,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the response. While idle there is none, and what comes belongs to nobody."""
