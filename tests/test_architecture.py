@@ -130,7 +130,7 @@ def module_name(path: Path) -> str:
 
 
 LIBRARY, PROXY = modules("teesign"), modules("teesign_asgi")
-COMMAND_LINE = {"teesign_asgi.cli", "teesign_asgi.demo", "teesign_asgi.signals"}
+COMMAND_LINE = {"teesign_asgi.serve", "teesign_asgi.demo", "teesign_asgi.signals"}
 
 
 def imports(module: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -226,7 +226,7 @@ def test_only_the_command_line_imports_the_server(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in PROXY if name not in ("teesign_asgi.cli", "teesign_asgi.settings")]
+    "module", [name for name in PROXY if name not in ("teesign_asgi.serve", "teesign_asgi.settings")]
 )
 def test_only_the_settings_read_the_environment(module: str) -> None:
     """Everything else is given what it needs."""

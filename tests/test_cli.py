@@ -83,36 +83,58 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name == {name!r}:
+        if name in {names!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-sys.argv = ["teesign", "--version"]
+sys.argv = ["teesign", *{arguments!r}]
 from teesign_asgi.__main__ import main
 main()
 """
 
 
-def run_without(name: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process that does not find a module."""
-    return subprocess.run(
-        [sys.executable, "-c", BLOCKING.format(name=name)], capture_output=True, text=True, check=False
-    )
+def run_without(names: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process that does not find some modules."""
+    program = BLOCKING.format(names=names, arguments=arguments)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("package", ["click", "granian", "structlog"])
-def test_a_missing_package_is_named_with_what_to_install(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("granian", ("serve", "--listen-port", "1", "--unknown")),
+        ("structlog", ("serve",)),
+        ("anyio", ("serve", "--help")),
+        ("granian", ("demo", "--once")),
+    ],
+)
+def test_a_missing_package_is_named_with_what_to_install(package: str, arguments: tuple[str, ...]) -> None:
     """The library and the app do without those of the command line."""
-    result = run_without(package)
-    assert result.returncode == 1
-    message = f"The teesign command needs the package {package}. Install it: pip install 'teesign[server]'\n"
-    assert result.stderr == message
+    result = run_without((package,), *arguments)
+    assert result.returncode == 2
+    message = f"This needs the package {package}. Install it: pip install 'teesign[server]'\n"
+    assert result.stderr == f"teesign {arguments[0]}: {message}"
     assert result.stdout == ""
+
+
+def test_the_command_lines_own_package_may_be_missing() -> None:
+    """Then there are no commands yet, and what to install depends on which one is wanted."""
+    result = run_without(("click",), "--help")
+    assert result.returncode == 2
+    assert result.stderr.startswith("teesign: This needs the package click. Install it: pip install 'teesign[server]'")
+    assert result.stdout == ""
+
+
+def test_help_is_given_for_commands_that_cannot_run() -> None:
+    """They are listed with what they need."""
+    result = run_without(("granian",), "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"serve +This needs the package granian\.", result.stdout)
 
 
 def test_a_missing_module_of_our_own_is_no_missing_package() -> None:
     """Installing something would not help."""
-    result = run_without("teesign_asgi.logs")
+    result = run_without(("teesign_asgi.logs",), "serve")
     assert result.returncode == 1
     assert "ModuleNotFoundError: No module named 'teesign_asgi.logs'" in result.stderr
     assert "pip install" not in result.stderr

@@ -211,6 +211,7 @@ def test_no_member_can_be_named_twice() -> None:
 FORGEABLE = {
     "verified_at": "the time, as long as the collateral is valid at it",
     "policy.require_gpus": "the policy is its maker's",
+    "policy.require_tls_key": "the policy is its maker's",
     "collateral.pck_crl_issuer_chain": "dcap-qvl takes the chain that the quote brings",
     "report.model_name": "nothing signs it",
     "report.info.app_name": "nothing signs it",

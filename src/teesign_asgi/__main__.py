@@ -1,4 +1,4 @@
-"""The `teesign` command: says what to install where the command line's own packages are missing."""
+"""The `teesign` command: says what to install where even the command line's own package is missing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line."""
     try:
-        from .cli import teesign
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("teesign"):
-            raise
-        sys.exit(f"The teesign command needs the package {error.name}. Install it: pip install 'teesign[server]'")
+        import click  # noqa: F401 - it alone may be missing: what commands need is their own affair
+    except ModuleNotFoundError:
+        sys.stderr.write("teesign: This needs the package click. Install it: pip install 'teesign[server]', ")
+        sys.stderr.write("or 'teesign[client]' to verify only\n")
+        sys.exit(2)
+    from .cli import teesign
+
     teesign()
 
 

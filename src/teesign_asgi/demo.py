@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import socket
+import sys
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, Final
@@ -39,7 +40,7 @@ from teesign import (
 from .app import App
 from .settings import Settings
 
-__all__ = ["EchoModel", "run_demo"]
+__all__ = ["EchoModel", "demo", "run_demo"]
 
 MODEL: Final = "echo"
 PROMPT: Final = "Every byte of this answer is signed."
@@ -95,6 +96,14 @@ def _json_response(status: int, value: Any) -> httpcore.Response:
     return httpcore.Response(
         status, headers=[(b"content-type", b"application/json")], content=json.dumps(value).encode()
     )
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after the checks instead of serving on.")
+@click.option("--port", default=0, help="Port to listen on; any free one by default.")
+def demo(*, once: bool, port: int) -> None:
+    """Show a signed answer and every check of it, with a model that echoes."""
+    sys.exit(run_demo(once=once, port=port))
 
 
 def run_demo(*, once: bool, port: int) -> int:

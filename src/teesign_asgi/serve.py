@@ -1,0 +1,137 @@
+"""`teesign serve`: the proxy under a server.
+
+There is a flag for each environment variable of the settings table; a flag wins over the variable. Everything that is
+wrong with the configuration is reported before the port is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import click
+from granian.constants import Interfaces
+from granian.log import LogLevels
+from granian.server import Server
+
+from .app import App
+from .errors import SettingsError
+from .logs import configure_logging
+from .observe import log_event
+from .settings import VARIABLES, Settings
+from .signals import drain_first, end_at_second_signal, end_with_parent
+
+__all__ = ["run_server", "serve"]
+
+_MAX_CONNECTIONS: Final = 65_536
+
+_SPARE_SECONDS: Final = 10
+"""How much longer than its drain a worker may take to end before it is killed."""
+
+_SERVER_LOGGING: Final = {"loggers": {"_granian": {"propagate": True}, "granian.access": {"propagate": True}}}
+"""The server's own log records go the way of all others."""
+
+
+def _settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each variable of the settings table."""
+    for variable in reversed(list(VARIABLES.values())):
+        advice = " Shows in process listings: prefer the variable." if variable.secret else ""
+        flag = "--" + variable.name.lower().replace("_", "-")
+        help_text = f"{variable.help}{advice} [{variable.name}]"
+        command = click.option(flag, variable.name, metavar="VALUE", help=help_text)(command)
+    return command
+
+
+@click.command()
+@_settings_flags
+def serve(**flags: str | None) -> None:
+    """Stand in front of a backend, and sign what it answers."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings.from_mapping({**os.environ, **given})
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    configure_logging(settings)
+    address = _free_address(settings.listen_host, settings.listen_port)
+    _log_summary(settings)
+    drain = settings.drain_delay + settings.drain_timeout + settings.drain_linger
+    run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
+
+
+def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeout: int = 30) -> None:
+    """Run an app under the server, as `teesign serve` does, until SIGTERM or SIGINT.
+
+    Args:
+        load: builds the app, in the server's worker process.
+        address: a numeric address to listen on.
+        port: a free port there.
+        drain_timeout: seconds that the app takes at most to come to its end after SIGTERM.
+    """
+    server = Server(
+        "teesign",
+        address=address,
+        port=port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        backpressure=_MAX_CONNECTIONS,
+        log_dictconfig=_SERVER_LOGGING,
+        log_level=LogLevels.warning,
+        workers_kill_timeout=drain_timeout + _SPARE_SECONDS,
+    )
+    server.on_startup(partial(end_at_second_signal, server))
+    server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)
+
+
+def _log_summary(settings: Settings) -> None:
+    """Log what an operator wants to see of the configuration; the keys' addresses follow when the app has them."""
+    log_event(
+        logging.INFO,
+        "teesign serves",
+        listen=f"{settings.listen_host}:{settings.listen_port}",
+        model=settings.model_name,
+        backend=settings.backend_url,
+        backend_silence_s=settings.backend_timeout,
+        max_request=settings.max_request_bytes,
+        max_image_request=settings.max_image_request_bytes,
+        max_audio_request=settings.max_audio_request_bytes,
+        rate_per_s=settings.rate_limit_per_second,
+        burst=settings.rate_limit_burst,
+        signatures_s=settings.signature_ttl,
+        signatures=settings.signature_cache_max_entries,
+        drain_s=settings.drain_timeout,
+    )
+
+
+def _free_address(host: str, port: int) -> str:
+    """Return the numeric address of a host, once it is known that the port there is free.
+
+    Granian takes no names, and would share a port with another granian, which has other keys and other signatures.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
+            "Choose another with LISTEN_HOST and LISTEN_PORT"
+        ) from error
+    return str(address[0])
+
+
+def _load(settings: Settings) -> Any:
+    """Build the app in the server's worker process."""
+    configure_logging(settings)
+    app = App(settings)
+    drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
+    return app
+
+
+def _load_in_worker(load: Callable[[], Any], parent: int) -> Any:
+    end_with_parent(parent)
+    return load()
