@@ -98,6 +98,11 @@ class Connection:
                 self.gone.set()
             self._arrived.notify_all()
 
+    @property
+    def closed_here(self) -> bool:
+        """Whether this side has closed it, before the other side did."""
+        return self._closed and not self.gone.is_set()
+
     def take(self, enough: Callable[[bytearray], int]) -> bytes:
         """Wait until `enough` returns a positive number of bytes for what has come, and take that many."""
         with self._arrived:
