@@ -28,7 +28,7 @@ import httpcore
 
 from .framing import BrokenResponseError, ResponseParser
 
-__all__ = ["HIGH_WATER", "Connection"]
+__all__ = ["HIGH_WATER", "Body", "Connection"]
 
 HIGH_WATER: Final = 64 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         is_head: bool,
         read_timeout: float | None,
         write_timeout: float | None,
-    ) -> tuple[ResponseParser, AsyncIterator[bytes]]:
+    ) -> tuple[ResponseParser, Body]:
         """Send a request and wait for the head of its response.
 
         Args:
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
         except BaseException:
             await self._close()
             raise
-        return parser, _Body(self, parser)
+        return parser, Body(self, parser)
 
     async def next_chunk(self, parser: ResponseParser) -> bytes:
         """Return what has come of the response's body, waiting for more if that is nothing; b"" at its end."""
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
 
 
-class _Body:
+class Body:
     """The body of a response, as httpcore wants it."""
 
     __slots__ = ("_connection", "_parser")
@@ -278,7 +278,7 @@ class _Body:
         self._connection = connection
         self._parser = parser
 
-    def __aiter__(self) -> _Body:
+    def __aiter__(self) -> Body:
         return self
 
     async def __anext__(self) -> bytes:

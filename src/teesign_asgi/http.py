@@ -80,12 +80,13 @@ class Request:
         request_id: the client's, if it is a good one, or a fresh one.
         client_ip: the address that rate limits count, as text; empty where there is none.
         body_size: how many bytes of the body have been received so far.
-        body_taken: set when the body has been received to its end.
+        body_taken: whether the body has been received to its end.
     """
 
     __slots__ = (
         "_picked",
         "_receive",
+        "_when_taken",
         "body_size",
         "body_taken",
         "client_ip",
@@ -122,7 +123,8 @@ class Request:
         self.request_id: bytes = offered if offered is not None and good else random(16).hex().encode()
         self.client_ip = _client_ip(scope, self.header_values(b"x-forwarded-for"), trusted_hops)
         self.body_size = 0
-        self.body_taken = anyio.Event()
+        self.body_taken = False
+        self._when_taken: anyio.Event | None = None  # few requests need it, and it costs more than the rest of this
 
     def header(self, name: bytes) -> bytes | None:
         """Return the value of a header that came once; None if it did not come, or came several times."""
@@ -161,26 +163,34 @@ class Request:
             HttpError: 413 as soon as more than `limit` bytes have come.
             ClientDisconnectedError: if the client goes away before the end.
         """
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnectedError
-            chunk: bytes = message.get("body", b"")
-            self.body_size += len(chunk)
-            if self.body_size > limit:
-                raise payload_too_large(limit)
-            more = message.get("more_body", False)
-            if not more:
-                self.body_taken.set()
+        while not self.body_taken:
+            chunk = await self._receive_body(limit)
             if chunk:
                 yield chunk
-            if not more:
-                return
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body; see `chunks` for what is raised."""
-        pieces = [chunk async for chunk in self.chunks(limit)]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = await self._receive_body(limit)
+        if self.body_taken:
+            return body
+        pieces = [body]
+        while not self.body_taken:
+            pieces.append(await self._receive_body(limit))
+        return b"".join(pieces)
+
+    async def _receive_body(self, limit: int) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnectedError
+        chunk: bytes = message.get("body", b"")
+        self.body_size += len(chunk)
+        if self.body_size > limit:
+            raise payload_too_large(limit)
+        if not message.get("more_body", False):
+            self.body_taken = True
+            if self._when_taken is not None:
+                self._when_taken.set()
+        return chunk
 
     def trusted_digest(self) -> str | None:
         """Return the digest in `X-Request-Hash`, or None if there is none.
@@ -197,7 +207,9 @@ class Request:
 
     async def wait_for_disconnect(self) -> None:
         """Return when the client has gone. Before the body has been taken, whoever takes it is told instead."""
-        await self.body_taken.wait()
+        if not self.body_taken:
+            self._when_taken = anyio.Event()
+            await self._when_taken.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 

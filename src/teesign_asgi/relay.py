@@ -152,7 +152,7 @@ class Relay:
                 async with self._backend.respond(request.method, url, headers, content) as response:
                     outcome.backend_status = response.status
                     # Nothing vouches for a request of which only a part has been seen.
-                    signable = endpoint.signed and request.body_taken.is_set()
+                    signable = endpoint.signed and request.body_taken
                     await self._deliver(response, reply, endpoint, exchange if signable else None, outcome)
 
             async def client_gone() -> None:
@@ -225,17 +225,16 @@ class Relay:
         if not exchange.collects and not bodiless:
             await reply.start(response.status, headers + (_declared_length(response) if exchange.keeps_length else []))
             await reply.body(b"", more=True)  # some servers keep the head until there is a body
-        async with aclosing(response.chunks()) as chunks:
-            async for chunk in chunks:
-                out = exchange.receive_response(chunk)
-                if exchange.signed is not None:
-                    await self._finish(response, reply, headers, exchange, out, outcome)
-                    await _let_finish(chunks)
-                    return
-                if out:
-                    if not reply.status:
-                        await reply.start(response.status, headers + _declared_length(response))
-                    await reply.body(out, more=True)
+        while chunk := await response.next_chunk():
+            out = exchange.receive_response(chunk)
+            if exchange.signed is not None:
+                await self._finish(response, reply, headers, exchange, out, outcome)
+                await _let_finish(response)
+                return
+            if out:
+                if not reply.status:
+                    await reply.start(response.status, headers + _declared_length(response))
+                await reply.body(out, more=True)
         out = exchange.end_response()
         await self._finish(response, reply, headers, exchange, out, outcome)
 
@@ -265,11 +264,10 @@ async def _deliver_as_it_is(response: BackendResponse, reply: Reply, endpoint: E
     headers = _response_headers(response, endpoint)
     await reply.start(response.status, headers + _declared_length(response))
     seen = b""
-    async with aclosing(response.chunks()) as chunks:
-        async for chunk in chunks:
-            if response.status >= 400 and len(seen) < MAX_ERROR_BODY:
-                seen += chunk
-            await reply.body(chunk, more=True)
+    while chunk := await response.next_chunk():
+        if response.status >= 400 and len(seen) < MAX_ERROR_BODY:
+            seen += chunk
+        await reply.body(chunk, more=True)
     await reply.body(b"", more=False)
     outcome.backend_error = backend_error_fields(seen) if seen else {}
 
@@ -294,11 +292,11 @@ async def _hashed(first: bytes, rest: AsyncIterator[bytes], exchange: Exchange) 
         yield chunk
 
 
-async def _let_finish(chunks: AsyncIterator[bytes]) -> None:
+async def _let_finish(response: BackendResponse) -> None:
     """Read what the backend sends after the end, for a moment, so that its connection can be used again."""
     with anyio.move_on_after(LINGER):
         try:
-            async for _ in chunks:
+            while await response.next_chunk():
                 pass
         except BackendError:
             pass  # the client has everything; the connection goes, and nothing else

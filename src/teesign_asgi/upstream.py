@@ -13,14 +13,15 @@ generation is started twice.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
 import anyio
 import h11
 import httpcore
 
+from .connection import Body
 from .errors import BackendError
 from .framing import BrokenResponseError
 from .pool import Pool
@@ -103,10 +104,9 @@ class Backend:
             "write": silence,
         }
 
-    @asynccontextmanager
-    async def respond(
+    def respond(
         self, method: str, url: httpcore.URL, headers: Headers, content: bytes | AsyncIterator[bytes]
-    ) -> AsyncIterator[BackendResponse]:
+    ) -> AbstractAsyncContextManager[BackendResponse]:
         """Send a request and hold its response open.
 
         Args:
@@ -119,15 +119,7 @@ class Backend:
         Raises:
             BackendError: if there is no usable response head. The connection is closed.
         """
-        response = await self._send(method, url, headers, content)
-        try:
-            if not 200 <= response.status <= 599:
-                raise BackendError("malformed")
-            yield BackendResponse(response)
-        finally:
-            # Also closes the connection of a response that was not read to its end.
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+        return _HeldResponse(self._send(method, url, headers, content))
 
     async def _send(
         self, method: str, url: httpcore.URL, headers: Headers, content: bytes | AsyncIterator[bytes]
@@ -164,14 +156,16 @@ class BackendResponse:
     """A response whose head has come and whose body has not been read.
 
     Attributes:
-        status: from 200 to 599.
+        status: the status code.
         headers: names and values as they came.
     """
 
-    __slots__ = ("_response", "headers", "status")
+    __slots__ = ("_pieces", "_response", "headers", "status")
 
     def __init__(self, response: httpcore.Response) -> None:
+        assert isinstance(response.stream, AsyncIterable)
         self._response = response
+        self._pieces = aiter(response.stream)
         self.status: Final[int] = response.status
         self.headers: Final[Headers] = response.headers
 
@@ -187,31 +181,59 @@ class BackendResponse:
         length = self.header(b"content-length") or ""
         return int(length) if length.isascii() and length.isdecimal() else None
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives; ends only where its framing says so.
+    async def next_chunk(self) -> bytes:
+        """Return the next bytes of the body, as they arrive; b"" at its end, which is only where its framing says so.
 
         Raises:
             BackendError: if it breaks off, or nothing comes for too long.
         """
         try:
-            async for chunk in self._response.aiter_stream():
-                yield chunk
+            async for chunk in self._pieces:
+                if chunk:
+                    return chunk
         except (httpcore.TimeoutException, *_UNUSABLE) as error:
             raise BackendError(_kind(error)) from None
+        return b""
 
     async def read(self, limit: int) -> bytes:
         """Return the first `limit` bytes of the body, or all if it is shorter.
 
         Raises:
-            BackendError: as `chunks`.
+            BackendError: as `next_chunk`.
         """
         body = b""
-        async with aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) >= limit:
-                    break
+        while len(body) < limit and (chunk := await self.next_chunk()):
+            body += chunk
         return body[:limit]
+
+    async def aclose(self) -> None:
+        """Be done with the response, which closes its connection unless it has been read to its end."""
+        if isinstance(self._pieces, Body):
+            await self._pieces.aclose()  # it waits for nobody, so it cannot be cut short
+            return
+        with anyio.CancelScope(shield=True):
+            if isinstance(self._pieces, AsyncGenerator):
+                await self._pieces.aclose()
+            await self._response.aclose()
+
+
+class _HeldResponse:
+    """A response that is closed when its block is left."""
+
+    __slots__ = ("_coming", "_response")
+
+    def __init__(self, coming: Coroutine[Any, Any, httpcore.Response]) -> None:
+        self._coming = coming
+
+    async def __aenter__(self) -> BackendResponse:
+        self._response = BackendResponse(await self._coming)
+        if not 200 <= self._response.status <= 599:
+            await self._response.aclose()
+            raise BackendError("malformed")
+        return self._response
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._response.aclose()
 
 
 def _came_to_nothing(error: Exception) -> bool:
