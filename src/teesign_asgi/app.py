@@ -15,6 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 import anyio
@@ -41,7 +42,7 @@ from .errors import (
 )
 from .guards import BearerCheck, RateLimiter
 from .http import Reply, Request, decode_path_segment
-from .observe import METRICS_CONTENT_TYPE, Metrics, describe_exception, log_event, loggable_path
+from .observe import METRICS_CONTENT_TYPE, EndpointMetrics, Metrics, describe_exception, log_event, loggable_path
 from .parameters import flag_parameter, nonce_parameter, signing_algorithm
 from .pool import Pool
 from .relay import Outcome, Relay
@@ -53,6 +54,9 @@ from .types import Receive, Scope, Send
 from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
 
 __all__ = ["App"]
+
+
+_Handler = Callable[[Request, Reply, Outcome], Awaitable[None]]
 
 
 class App:
@@ -89,7 +93,7 @@ class App:
         self._given_upstream: Final = upstream
         self._clock: Final = clock
         self._random: Final = random
-        self._instance: Final = f"teesign-{random(8).hex()}"
+        self._instance: Final = f"teesign-{random(8).hex()}".encode()
         self.drain: Final = Drain(
             delay=settings.drain_delay, timeout=settings.drain_timeout, linger=settings.drain_linger, clock=clock
         )
@@ -106,15 +110,13 @@ class App:
             open_streams=lambda: self.drain.open_responses,
             cache_entries=None if self._store.entries() is None else lambda: self._store.entries() or 0,
         )
-        self._limits: Final = {endpoint: body_limit(endpoint, settings) for endpoint in (*ENDPOINTS, CATCH_ALL)}
         self._backend_url: Final = httpcore.URL(settings.backend_url)
-        self._urls: Final = {endpoint: _backend_url(endpoint, settings) for endpoint in ENDPOINTS}
         self._starting: anyio.Lock | None = None
         self._pool: Pool | httpcore.AsyncConnectionPool | None = None
         self._sources: Sources | None = None
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None
-        self._handlers: Final[Mapping[Handling, Callable[[Request, Reply, Outcome], Awaitable[None]]]] = {
+        self._handlers: Final[Mapping[Handling, _Handler]] = {
             Handling.HELLO: self._answer_hello,
             Handling.VERSION: self._answer_version,
             Handling.METRICS: self._answer_metrics,
@@ -123,6 +125,7 @@ class App:
             Handling.SIGNATURE: self._answer_signature,
             Handling.ATTESTATION: self._answer_attestation,
         }
+        self._served: Final = {endpoint.path: self._prepare(endpoint) for endpoint in (*ENDPOINTS, CATCH_ALL)}
 
     def __repr__(self) -> str:
         return f"App({self.settings!r})"
@@ -166,7 +169,7 @@ class App:
             text_version=settings.signed_text,
             model=settings.model_name,
             trust_request_hash=settings.trust_request_hash,
-            via=f"1.1 {self._instance}".encode(),
+            via=b"1.1 " + self._instance,
         )
         self._attestor = Attestor(
             self._pair,
@@ -231,12 +234,12 @@ class App:
         request = Request(scope, receive, self._random, self.settings.trusted_proxy_hops)
         reply = Reply(send, request.request_id, request.method)
         outcome = Outcome()
-        endpoint = CATCH_ALL
+        served = self._served[CATCH_ALL.path]
         try:
             self._refuse_own_requests(request)
-            endpoint = find_endpoint(request.method, request.path, request.raw_path)
-            self._check(request, endpoint)
-            await self._answer(request, reply, endpoint, outcome)
+            served = self._served[find_endpoint(request.method, request.path, request.raw_path).path]
+            self._check(request, served)
+            await self._answer(request, reply, served, outcome)
         except HttpError as error:
             # A body can turn out too large while the response is on its way, which ends like a broken one.
             if not reply.status:
@@ -261,11 +264,23 @@ class App:
             if not reply.status:
                 await reply.error(server_error())
         finally:
-            self._note(request, reply, endpoint, outcome, self._clock() - begun)
+            self._note(request, reply, served, outcome, self._clock() - begun)
+
+    def _prepare(self, endpoint: Endpoint) -> _Served:
+        settings = self.settings
+        public = endpoint.handling is Handling.ATTESTATION and settings.public_attestation
+        return _Served(
+            endpoint,
+            endpoint.label,
+            auth=endpoint.auth and not public,
+            limit=body_limit(endpoint, settings),
+            url=None if endpoint.handling is Handling.RELAY_ANYTHING else _backend_url(endpoint, settings),
+            handler=self._handlers.get(endpoint.handling),
+            metrics=EndpointMetrics(self.metrics, endpoint.label),
+        )
 
     def _refuse_own_requests(self, request: Request) -> None:
-        via = b",".join(request.header_values(b"via"))
-        if self._instance.encode() in via:
+        if any(self._instance in via for via in request.header_values(b"via")):
             log_event(
                 logging.ERROR,
                 "a request came back to the proxy that sent it: VLLM_BASE_URL points at this proxy",
@@ -273,35 +288,34 @@ class App:
             )
             raise server_error()
 
-    def _check(self, request: Request, endpoint: Endpoint) -> None:
+    def _check(self, request: Request, served: _Served) -> None:
         """Apply the checks that need no body, in the contract's order."""
-        if endpoint.rate_limited:
+        if served.endpoint.rate_limited:
             retry_after = self._limiter.take(request.client_ip)
             if retry_after:
                 raise rate_limited(retry_after)
-        public = endpoint.handling is Handling.ATTESTATION and self.settings.public_attestation
-        if endpoint.auth and not public and not self._guard.accepts(request.header(b"authorization")):
+        if served.auth and not self._guard.accepts(request.header(b"authorization")):
             raise unauthorized()
-        request.check_size(self._limits[endpoint])
+        request.check_size(served.limit)
 
-    async def _answer(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome) -> None:
-        if self._attestor is None and endpoint.handling is not Handling.HEALTH:
+    async def _answer(self, request: Request, reply: Reply, served: _Served, outcome: Outcome) -> None:
+        if self._attestor is None and served.endpoint.handling is not Handling.HEALTH:
             await self.start()
-        handler = self._handlers.get(endpoint.handling)
-        if handler is not None:
-            await handler(request, reply, outcome)
+        if served.handler is not None:
+            await served.handler(request, reply, outcome)
             return
         assert self._relay is not None
         if not self.drain.takes_work:
             raise shutting_down()
-        if endpoint.handling is Handling.RELAY_ANYTHING:
+        url = served.url
+        if url is None:
             check_backend_path(request.raw_path, allow_administrative=self.settings.allow_backend_admin)
             url = join_url(self._backend_url, request.raw_path, request.query)
-        else:
-            url = join_url(self._urls[endpoint], query=request.query)
+        elif request.query:
+            url = join_url(url, query=request.query)
         self.drain.open_responses += 1
         try:
-            await self._relay.run(request, reply, endpoint, url, self._limits[endpoint], outcome)
+            await self._relay.run(request, reply, served.endpoint, url, served.limit, outcome)
         finally:
             self.drain.open_responses -= 1
 
@@ -361,31 +375,55 @@ class App:
         )
         log_event(logging.ERROR, "an attestation report could not be collected", **cause)
 
-    def _note(self, request: Request, reply: Reply, endpoint: Endpoint, outcome: Outcome, duration: float) -> None:
-        label, metrics = endpoint.label, self.metrics
-        metrics.requests.labels(label, str(reply.status)).inc()
-        metrics.duration.labels(label).observe(duration)
-        metrics.request_bytes.labels(label).inc(request.body_size)
-        metrics.response_bytes.labels(label).inc(reply.body_size)
+    def _note(self, request: Request, reply: Reply, served: _Served, outcome: Outcome, duration: float) -> None:
+        served.metrics.note(
+            status=reply.status,
+            duration=duration,
+            received=request.body_size,
+            sent=reply.body_size,
+            signed=outcome.signed,
+            client_gone=outcome.client_gone,
+        )
         if outcome.signed:
             self.drain.last_signed = self._clock()
-            metrics.signatures.labels(label).inc()
-        if outcome.client_gone:
-            metrics.disconnects.labels(label).inc()
         if outcome.broken:
-            metrics.backend_errors.labels(outcome.broken).inc()
+            self.metrics.backend_errors.labels(outcome.broken).inc()
         log_event(
             logging.INFO if reply.status < 500 and not outcome.broken else logging.WARNING,
             "request",
             request_id=request.request_id.decode(),
             method=request.method if request.method.isalpha() and len(request.method) <= 16 else "?",
-            path=loggable_path(request.raw_path) if endpoint is CATCH_ALL else label,
+            path=loggable_path(request.raw_path) if served.endpoint is CATCH_ALL else served.label,
             status=reply.status,
             ms=round(duration * 1000, 1),
             received=request.body_size,
             sent=reply.body_size,
             **outcome.fields(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A row of the endpoint table as this app serves it: with what its settings say, looked up once.
+
+    Attributes:
+        endpoint: the row.
+        label: what it is called in metrics and logs.
+        auth: whether a bearer token is needed.
+        limit: how many bytes a request's body may have.
+        url: where the backend has it; None where the request's own path decides.
+        handler: who answers; None for the relay.
+        metrics: the endpoint's.
+    """
+
+    endpoint: Endpoint
+    label: str
+    _: KW_ONLY
+    auth: bool
+    limit: int
+    url: httpcore.URL | None
+    handler: _Handler | None
+    metrics: EndpointMetrics
 
 
 def _backend_url(endpoint: Endpoint, settings: Settings) -> httpcore.URL:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["Metrics", "backend_error_fields", "describe_exception", "log_event"]
+__all__ = ["EndpointMetrics", "Metrics", "backend_error_fields", "describe_exception", "log_event"]
 
 logger: Final = logging.getLogger("teesign_asgi")
 
@@ -84,6 +85,55 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class EndpointMetrics:
+    """The metrics of one endpoint, with their labels bound: to look these up costs more than to count.
+
+    Args:
+        metrics: those of the whole proxy.
+        endpoint: the label.
+    """
+
+    def __init__(self, metrics: Metrics, endpoint: str) -> None:
+        self._count_request: Final = cache(lambda status: metrics.requests.labels(endpoint, str(status)).inc)
+        self._duration: Final = metrics.duration.labels(endpoint)
+        self._request_bytes: Final = metrics.request_bytes.labels(endpoint)
+        self._response_bytes: Final = metrics.response_bytes.labels(endpoint)
+        self._signatures: Final = metrics.signatures.labels(endpoint)
+        self._disconnects: Final = metrics.disconnects.labels(endpoint)
+
+    def note(self, *, status: int, duration: float, received: int, sent: int, signed: bool, client_gone: bool) -> None:
+        """Count a request that is over.
+
+        Args:
+            status: of the response; 0 if there was none.
+            duration: in seconds.
+            received: bytes of the request's body.
+            sent: bytes of the response's body.
+            signed: whether the response was signed.
+            client_gone: whether the client left before its last byte.
+        """
+        self._count_request(status)()
+        self._duration.observe(duration)
+        self._request_bytes.inc(received)
+        self._response_bytes.inc(sent)
+        if signed:
+            self._signatures.inc()
+        if client_gone:
+            self._disconnects.inc()
+
+
+class _Shown:
+    """The fields of a log line as text, made when somebody writes the line."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self._fields.items())
+
+
 def log_event(level: int, message: str, **fields: Any) -> None:
     """Write a log line: a message for people that names its fields, which machines find as attributes of the record.
 
@@ -93,8 +143,10 @@ def log_event(level: int, message: str, **fields: Any) -> None:
         fields: what is known about it. Text among them must come from this program or be a request's path.
     """
     if logger.isEnabledFor(level):
-        shown = " ".join(f"{name}={value}" for name, value in fields.items())
-        logger.log(level, "%s %s", message, shown, extra={"event_name": message, "fields": fields})
+        # `Logger.log` would look for its caller through the frames of the stack, and find this line.
+        args = (message, _Shown(fields))
+        extra = {"event_name": message, "fields": fields}
+        logger.handle(logger.makeRecord(logger.name, level, __file__, 0, "%s %s", args, None, "log_event", extra))
 
 
 def loggable_path(raw_path: bytes) -> str:
