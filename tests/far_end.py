@@ -11,9 +11,10 @@ from authorities import INTEL, NOW, NVIDIA, ROOTS
 from backend import Backend, Call, answer
 from servers import TOKEN, Kind, Stack, stack
 
-from teesign import GpuEvidence, Quote
+from teesign import GpuEvidence, Quote, SigningPair
 from teesign.client import Server, Trust
 from teesign.sources import Sources
+from teesign.testing import fixed_pair
 from teesign.verify.policy import Policy
 
 __all__ = ["COLLATERAL", "GenuineGpus", "GenuineQuotes", "clock", "genuine_stack", "pccs", "server_of", "trust"]
@@ -45,9 +46,10 @@ class GenuineGpus:
 
 
 @contextmanager
-def genuine_stack(kind: Kind = "uvicorn", **changes: Any) -> Iterator[Stack]:
+def genuine_stack(kind: Kind = "uvicorn", *, pair: SigningPair | None = None, **changes: Any) -> Iterator[Stack]:
     """Run a proxy whose reports verify, before a scripted backend."""
-    with stack(kind, parts={"sources": Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())}, **changes) as running:
+    parts = {"sources": Sources(quotes=GenuineQuotes(), gpus=GenuineGpus()), "pair": pair or fixed_pair()}
+    with stack(kind, parts=parts, **changes) as running:
         yield running
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.message
 import http.client
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import BaseServer, StreamRequestHandler, ThreadingTCPServer
 
-__all__ = ["Message", "MiddleMan", "middle_man"]
+from authorities import Authority
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+__all__ = ["Message", "MiddleMan", "middle_man", "tls_front"]
 
 
 @dataclass(frozen=True)
@@ -118,13 +126,68 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def middle_man(port: int) -> Iterator[MiddleMan]:
-    """Run a man in the middle before a port until the block is left."""
-    with MiddleMan(port) as server:
+def running(server: BaseServer) -> Iterator[None]:
+    """Run a server until the block is left."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
-            yield server
+            yield
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def middle_man(port: int) -> Iterator[MiddleMan]:
+    """Run a man in the middle before a port until the block is left."""
+    server = MiddleMan(port)
+    with running(server):
+        yield server
+
+
+class _TlsFront(ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self.upstream = port
+        self.context = context
+        super().__init__(("127.0.0.1", 0), _TlsHandler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away."""
+
+
+class _TlsHandler(StreamRequestHandler):
+    server: _TlsFront
+
+    def handle(self) -> None:
+        """Take the TLS off, and pass bytes both ways."""
+        with (
+            self.server.context.wrap_socket(self.request, server_side=True) as outside,
+            socket.create_connection(("127.0.0.1", self.server.upstream)) as inside,
+        ):
+            threading.Thread(target=_pump, args=(inside, outside), daemon=True).start()
+            _pump(outside, inside)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def tls_front(port: int, directory: Path, name: str) -> Iterator[int]:
+    """Run a TLS server with a key of its own before a port, and give its port; the certificate is in `{name}.pem`."""
+    authority = Authority(name, ca=False)
+    certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
+    certificate.write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    key.write_bytes(authority.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = _TlsFront(port, context)
+    with running(server):
+        yield server.server_address[1]

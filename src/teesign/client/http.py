@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ..errors import FetchError, UsageError
@@ -115,13 +116,20 @@ async def ask_async(
 
 
 def tls_key(response: Any) -> bytes | None:
-    """Return the SHA-256 of the TLS key (SPKI, DER) that the other side of a response holds; None without TLS."""
+    """Return the SHA-256 of the TLS key (SPKI, DER) that the other side of a response holds.
+
+    Returns:
+        32 bytes; None without TLS, or where the key is of a kind that cannot be read.
+    """
     stream = response.extensions.get("network_stream")
     ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
-    certificate = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+    certificate = None if ssl_object is None else ssl_object.getpeercert(True)  # DER
     if certificate is None:
         return None
-    key = x509.load_der_x509_certificate(certificate).public_key()
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 

@@ -34,6 +34,8 @@ _UNSIGNED: Final = frozenset(
         ("GET", "/"),
         ("GET", "/version"),
         ("GET", "/metrics"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
         ("GET", "/v1/metrics"),
         ("GET", "/v1/models"),
         ("POST", "/v1/tokenize"),

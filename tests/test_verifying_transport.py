@@ -1,0 +1,613 @@
+"""The verifying transports on real sockets: who is attested when, what passes, what waits, what never looks whole."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import httpx
+import httpx2
+import pytest
+from authorities import INTEL, NVIDIA
+from backend import Backend, Call, Script, answer, chunked, event_stream, head, json_answer
+from far_end import GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs, trust
+from mitm import Message, MiddleMan, middle_man, tls_front
+from servers import TOKEN, Stack, serve, settings_for
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from teesign import FetchError, Quote, SigningPair, VerificationError
+from teesign.client import AsyncVerifyingTransport, VerifiedResponse, VerifyingTransport
+from teesign.sources import Sources
+from teesign.testing import ManualClock, fixed_pair
+from teesign.verify.policy import Policy
+from teesign_asgi import App
+from teesign_asgi.types import ASGIApp
+
+CHAT, REPORT = "/v1/chat/completions", "/v1/attestation/report"
+WHOLE = b'{"id":"chatcmpl-1"}'
+EVENTS = [b'data: {"id":"chatcmpl-s","n":%d}\n\n' % number for number in range(3)]
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"authorization": f"Bearer {TOKEN}"}
+OTHER_PAIR = SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[Stack]:
+    """A proxy whose reports verify."""
+    with genuine_stack() as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared_server: Stack) -> Stack:
+    """The same, before a backend that answers with a small JSON object until a test has it do something else."""
+    shared_server.backend.play(json_answer(WHOLE))
+    return shared_server
+
+
+@pytest.fixture
+def middle(server: Stack) -> Iterator[MiddleMan]:
+    """Somebody who sees what is asked of the server."""
+    with middle_man(server.client.port) as running:
+        yield running
+
+
+def url_of(server: Stack, path: str = CHAT) -> str:
+    """Return a URL at a proxy."""
+    return f"http://127.0.0.1:{server.client.port}{path}"
+
+
+def transport(**options: Any) -> VerifyingTransport:
+    """Return a transport that trusts the test's authorities."""
+    # Reading the certificate authorities takes longer than all else, and nothing here needs them.
+    return VerifyingTransport(
+        **{"trust": trust(), "transport": httpx.HTTPTransport(verify=False), "clock": clock, **options}
+    )
+
+
+def client(family: Any = httpx, **options: Any) -> Any:
+    """Return a client over such a transport."""
+    inner = options.pop("inner", None) or family.HTTPTransport(verify=False)
+    return family.Client(transport=transport(transport=inner, **options), headers=HEADERS)
+
+
+def async_client(family: Any = httpx, **options: Any) -> Any:
+    """Return an asynchronous client over such a transport."""
+    inner = options.pop("inner", None) or family.AsyncHTTPTransport(verify=False)
+    given = {"trust": trust(), "transport": inner, "clock": clock, **options}
+    return family.AsyncClient(transport=AsyncVerifyingTransport(**given), headers=HEADERS)
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_an_answer_says_that_it_was_verified(server: Stack, family: Any) -> None:
+    """The callback gets what was established, and the response has it among its extensions."""
+    results: list[VerifiedResponse] = []
+    with client(family, verified=results.append) as ask:
+        response = ask.post(url_of(server), json={})
+    assert response.content == WHOLE
+    assert response.extensions["teesign"] is results[0]
+    assert (results[0].method, results[0].url, results[0].status) == ("POST", url_of(server), 200)
+    assert results[0].answer.signing_address == fixed_pair().identity("ecdsa").address
+    assert results[0].attestation.verified.nonce == results[0].attestation.nonce
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_the_librarys_own_transport_does_the_io_by_default(server: Stack, family: Any) -> None:
+    """Which library that is, is known from the first request."""
+    with family.Client(transport=VerifyingTransport(trust(), clock=clock), headers=HEADERS) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.anyio
+async def test_it_does_so_asynchronously_too(server: Stack, family: Any) -> None:
+    """On both event loops."""
+    async with family.AsyncClient(transport=AsyncVerifyingTransport(trust(), clock=clock), headers=HEADERS) as ask:
+        assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+
+
+def test_ed25519_serves_as_well(server: Stack) -> None:
+    """The chosen key is the one that is attested."""
+    with client(algorithm="ed25519") as ask:
+        result = ask.post(url_of(server), json={}).extensions["teesign"]
+    assert result.answer.signing_address == fixed_pair().identity("ed25519").address
+
+
+def test_a_policy_alone_is_enough() -> None:
+    """It has collateral fetched from Intel, unless told otherwise; nothing is fetched before the first request."""
+    with VerifyingTransport(Policy()) as made:
+        assert "VerifyingTransport" in repr(made)
+
+
+def test_a_server_is_attested_once(middle: MiddleMan) -> None:
+    """By the first request; the others rely on it."""
+    with client() as ask:
+        for _ in range(3):
+            ask.post(f"{middle.url}{CHAT}", json={})
+    assert middle.seen.count(REPORT) == 1
+
+
+def test_threads_share_one_attestation(middle: MiddleMan) -> None:
+    """Those that come meanwhile wait for it."""
+    with client() as ask, ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: ask.post(f"{middle.url}{CHAT}", json={}), range(16)))
+    assert all("teesign" in each.extensions for each in answers)
+    assert middle.seen.count(REPORT) == 1
+
+
+@pytest.mark.anyio
+async def test_tasks_share_one_attestation(middle: MiddleMan) -> None:
+    """On both event loops."""
+    answers: list[Any] = []
+
+    async with async_client() as ask:
+
+        async def one() -> None:
+            answers.append(await ask.post(f"{middle.url}{CHAT}", json={}))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(16):
+                tasks.start_soon(one)
+    assert all("teesign" in each.extensions for each in answers)
+    assert (len(answers), middle.seen.count(REPORT)) == (16, 1)
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_attestation_is_taken_over(middle: MiddleMan) -> None:
+    """Who waits for it does not depend on who began it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_first_report(message: Message) -> Message:
+        if message.path == REPORT and not begun.is_set():
+            begun.set()
+            go_on.wait(10)
+        return message
+
+    middle.on_response = hold_first_report
+    async with async_client() as ask, anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+
+        async def first() -> None:
+            with scope:
+                await ask.post(f"{middle.url}{CHAT}", json={})
+
+        tasks.start_soon(first)
+        await anyio.to_thread.run_sync(begun.wait, 10)
+        scope.cancel()
+        response = await ask.post(f"{middle.url}{CHAT}", json={})
+        go_on.set()
+    assert "teesign" in response.extensions
+
+
+def test_an_attestation_gets_old(middle: MiddleMan) -> None:
+    """After `max_age` the next request has the server attested anew."""
+    now = ManualClock(100.0)
+    with client(max_age=60.0, monotonic=now) as ask:
+        for step, reports in ((0.0, 1), (59.0, 1), (1.0, 2), (59.9, 2)):
+            now.advance(step)
+            ask.post(f"{middle.url}{CHAT}", json={})
+            assert middle.seen.count(REPORT) == reports
+
+
+def test_a_failed_attestation_is_tried_again(middle: MiddleMan) -> None:
+    """Nothing is kept of it."""
+    middle.on_response = lambda message: message.with_body(b"{}")
+    with client() as ask:
+        with pytest.raises(VerificationError):
+            ask.post(f"{middle.url}{CHAT}", json={})
+        middle.behave()
+        assert "teesign" in ask.post(f"{middle.url}{CHAT}", json={}).extensions
+
+
+def test_a_server_with_new_keys_is_attested_anew(middle: MiddleMan) -> None:
+    """Its first answer is not verified; the next one is, by a new report."""
+    with genuine_stack(pair=OTHER_PAIR) as other, client() as ask:
+        ask.post(f"{middle.url}{CHAT}", json={})
+        middle.upstream = other.client.port
+        other.backend.play(json_answer(WHOLE))
+        with pytest.raises(VerificationError) as caught:
+            ask.post(f"{middle.url}{CHAT}", json={})
+        assert caught.value.code == "identity_mismatch"
+        result = ask.post(f"{middle.url}{CHAT}", json={}).extensions["teesign"]
+    assert result.answer.signing_address == OTHER_PAIR.identity("ecdsa").address
+
+
+def test_each_origin_is_attested(server: Stack) -> None:
+    """One server's report says nothing about another."""
+    with middle_man(server.client.port) as first, middle_man(server.client.port) as second, client() as ask:
+        for middle in (first, second, first):
+            ask.post(f"{middle.url}{CHAT}", json={})
+        assert (first.seen.count(REPORT), second.seen.count(REPORT)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/version"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/metrics"),
+        ("POST", "/v1/tokenize"),
+        ("GET", "/v1/signature/x"),
+        ("GET", REPORT),
+    ],
+)
+def test_what_is_not_signed_passes(middle: MiddleMan, method: str, path: str) -> None:
+    """Nobody is attested for it, and it does not look verified."""
+    with client() as ask:
+        response = ask.request(method, f"{middle.url}{path}", json={} if method == "POST" else None)
+    assert "teesign" not in response.extensions
+    assert middle.seen == [path]
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 429, 500, 503])
+def test_errors_and_redirects_pass(server: Stack, status: int) -> None:
+    """They are no answers, and never signed; redirects are not followed."""
+    server.backend.play(answer(status, b"{}", b"location: /elsewhere"))
+    with client() as ask:
+        response = ask.post(url_of(server), json={})
+    assert (response.status_code, "teesign" in response.extensions) == (status, False)
+    assert server.backend.call.target == b"/v1/chat/completions"
+
+
+def test_who_follows_a_redirect_ends_at_a_verified_answer(server: Stack) -> None:
+    """Each step goes through the transport, and the last is verified as any other."""
+
+    def once(call: Call) -> None:
+        redirected = call.target == b"/elsewhere"
+        script = json_answer(WHOLE) if redirected else answer(307, b"", b"location: /elsewhere")
+        script(call)
+
+    server.backend.play(once)
+    with client() as ask:
+        response = ask.post(url_of(server), json={"a": 1}, follow_redirects=True)
+    assert ("teesign" in response.extensions, len(response.history)) == (True, 1)
+
+
+def test_a_wrong_token_is_the_servers_answer(server: Stack) -> None:
+    """The report needs the token as well: without it nothing is attested, and nothing sent."""
+    with client() as ask, pytest.raises(FetchError) as caught:
+        ask.post(url_of(server), json={}, headers={"authorization": "Bearer canary"})
+    assert caught.value.code == "bad_status"
+    assert "canary" not in str(caught.value)
+    assert not server.backend.calls
+
+
+def test_the_token_goes_to_the_server_only(server: Stack) -> None:
+    """The service with the collateral does not get it."""
+    with pccs() as service, client(trust=trust(collateral=None, pccs=service.url)) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+        assert len(service.calls) == 4
+        assert not any(b"authorization" in call.header_names for call in service.calls)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options"),
+    [
+        pytest.param("GET", "/v1/models/some?x=%20y", {}, id="no-body"),
+        pytest.param("DELETE", "/files/a%2Bb", {}, id="delete"),
+        pytest.param("POST", "/anything", {"content": b""}, id="empty-body"),
+        pytest.param("POST", "/v1/embeddings", {"content": b'{"input": "x"}'}, id="bytes"),
+        pytest.param("POST", "/anything", {"content": iter([b"a", b"", b"b" * 3000])}, id="iterator"),
+        pytest.param("POST", "/v1/audio/transcriptions", {"files": {"file": b"sound"}}, id="multipart"),
+    ],
+)
+def test_every_kind_of_request_verifies(server: Stack, method: str, path: str, options: dict[str, Any]) -> None:
+    """Whatever its body is made of, and without one its target stands for it."""
+    with client() as ask:
+        response = ask.request(method, url_of(server, path), **options)
+    assert response.status_code == 200
+    assert "teesign" in response.extensions
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(json_answer(b'{"no":"id"}'), id="id-inserted"),
+        pytest.param(json_answer(b"[1]"), id="array"),
+        pytest.param(answer(200, b"\x00\xff" * 1000, b"content-type: audio/wav"), id="audio"),
+        pytest.param(answer(200, b""), id="empty"),
+        pytest.param(answer(201, b"text", b"content-type: text/plain"), id="created"),
+        pytest.param(answer(204, b""), id="no-content"),
+        pytest.param(event_stream(DONE), id="only-the-end"),
+        pytest.param(event_stream(*EVENTS, b"data: [DONE]"), id="ended-by-the-body"),
+        pytest.param(event_stream(b"data: {}\r\n\r\ndata: [DONE]\r\n\r\n"), id="crlf"),
+    ],
+)
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_every_kind_of_response_verifies(server: Stack, script: Script, family: Any) -> None:
+    """It is what the client would have got without verification."""
+    server.backend.play(script)
+    with client(family) as ask:
+        response = ask.post(url_of(server), json={})
+        assert "teesign" in response.extensions
+        server.backend.play(script)
+        assert "teesign" in ask.get(url_of(server, "/whatever")).extensions
+
+
+def test_a_mounted_server_is_found_below_its_prefix() -> None:
+    """Report and signature are asked for below it, and so is what is not signed."""
+    with Backend() as backend:
+        backend.play(answer(200, WHOLE, b"content-type: application/json", b"connection: close"))
+        sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
+        app = App(settings_for(backend.url), pair=fixed_pair(), sources=sources)
+        host = cast(ASGIApp, Starlette(routes=[Mount("/llm", app=cast(Any, app))]))
+        with serve(host, "uvicorn") as port, client(prefix="/llm") as ask:
+            url = f"http://127.0.0.1:{port}/llm"
+            assert "teesign" in ask.post(f"{url}{CHAT}", json={}).extensions
+            assert "teesign" in ask.get(f"{url}/other?x").extensions
+            assert "teesign" not in ask.get(f"{url}/v1/models").extensions
+
+
+def test_events_come_as_they_are_made(server: Stack) -> None:
+    """Nothing but the end is held back: the second event is only made when the first has been read."""
+    go_on = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
+        call.send(chunked(EVENTS[0], end=False))
+        assert go_on.wait(10)
+        call.send(chunked(EVENTS[1], DONE))
+
+    server.backend.play(script)
+    results: list[VerifiedResponse] = []
+    with client(verified=results.append) as ask, ask.stream("POST", url_of(server), json={}) as response:
+        chunks = response.iter_bytes()
+        assert next(chunks) == EVENTS[0]
+        assert not results
+        assert "teesign" not in response.extensions
+        go_on.set()
+        rest = next(chunks)
+        while b"[DONE]" not in rest:
+            assert not results
+            rest += next(chunks)
+        assert len(results) == 1
+        assert "teesign" in response.extensions
+        assert rest + b"".join(chunks) == EVENTS[1] + DONE
+
+
+def test_who_closes_at_the_terminator_has_a_verified_answer(server: Stack) -> None:
+    """As the OpenAI client does; nothing fails for it, and the connection is given up."""
+    server.backend.play(event_stream(*EVENTS, DONE))
+    with client() as ask, ask.stream("POST", url_of(server), json={}) as response:
+        for line in response.iter_lines():
+            if line == "data: [DONE]":
+                break
+        assert "teesign" in response.extensions
+
+
+def streams_on(call: Call) -> None:
+    """Send events until the client is gone."""
+    call.read_body()
+    call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
+    while not call.connection.gone.wait(0.01):
+        call.send(chunked(EVENTS[0], end=False))
+
+
+def test_a_stream_that_is_closed_early_is_neither_verified_nor_an_error(server: Stack) -> None:
+    """Generation stops, and nothing says that what was read is genuine."""
+    server.backend.play(streams_on)
+    results: list[VerifiedResponse] = []
+    with client(verified=results.append) as ask:
+        with ask.stream("POST", url_of(server), json={}) as response:
+            assert next(response.iter_bytes())
+        assert "teesign" not in response.extensions
+        server.backend.call.wait_until_gone()
+    assert not results
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_is_cancelled_is_neither(server: Stack) -> None:
+    """On both event loops, and without a warning from anywhere."""
+    server.backend.play(streams_on)
+    results: list[VerifiedResponse] = []
+    async with async_client(verified=results.append) as ask:
+        with anyio.CancelScope() as scope:
+            async with ask.stream("POST", url_of(server), json={}) as response:
+                async for _ in response.aiter_bytes():
+                    scope.cancel()
+        assert scope.cancelled_caught
+        await anyio.to_thread.run_sync(server.backend.call.wait_until_gone)
+    gc.collect()
+    assert not results
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        pytest.param(event_stream(*EVENTS), "answer_incomplete", id="no-terminator"),
+        pytest.param(event_stream(), "answer_incomplete", id="empty"),
+    ],
+)
+def test_a_stream_without_terminator_is_never_verified(server: Stack, script: Script, code: str) -> None:
+    """The server does not sign it; its events were handed out, its end is a failure."""
+    server.backend.play(script)
+    with client() as ask, ask.stream("POST", url_of(server), json={}) as response:
+        with pytest.raises(VerificationError) as caught:
+            list(response.iter_bytes())
+        assert caught.value.code == code
+        assert "teesign" not in response.extensions
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream", b"audio/wav"])
+def test_an_answer_that_breaks_off_is_the_librarys_error(server: Stack, family: Any, content_type: bytes) -> None:
+    """As without verification; it is not verified."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: " + content_type, b"transfer-encoding: chunked"))
+        call.send(chunked(EVENTS[0], end=False))
+        call.close()
+
+    server.backend.play(script)
+    results: list[VerifiedResponse] = []
+    with client(family, verified=results.append) as ask, pytest.raises((family.TransportError, family.HTTPStatusError)):
+        ask.post(url_of(server), json={}).raise_for_status()
+    assert not results
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_signature_that_does_not_come_is_an_error_in_limited_time(middle: MiddleMan, streamed: bool) -> None:  # noqa: FBT001 - a column
+    """The answer is not handed out, though it came."""
+    over = threading.Event()
+
+    def hold(message: Message) -> Message:
+        if message.path.startswith("/v1/signature/"):
+            over.wait(20)
+        elif streamed and message.path == CHAT:
+            return Message(message.path, 200, {"content-type": "text/event-stream"}, b"".join(EVENTS) + DONE)
+        return message
+
+    middle.on_response = hold
+    out: list[bytes] = []
+    with (
+        client(limit=0.5) as ask,
+        pytest.raises(FetchError) as caught,
+        ask.stream("POST", f"{middle.url}{CHAT}", json={}) as response,
+    ):
+        out.extend(response.iter_bytes())
+    over.set()
+    assert caught.value.code == "timeout"
+    assert b"[DONE]" not in b"".join(out)
+
+
+@pytest.mark.parametrize("script", [json_answer(WHOLE), event_stream(*EVENTS, DONE)])
+def test_what_the_callback_raises_takes_the_answers_place(server: Stack, script: Script) -> None:
+    """A program that keeps records can refuse an answer it could not record."""
+    server.backend.play(script)
+
+    def refuse(_: VerifiedResponse) -> None:
+        raise KeyError("full")
+
+    with client(verified=refuse) as ask, pytest.raises(KeyError):
+        ask.post(url_of(server), json={})
+
+
+def test_connections_are_used_again(server: Stack) -> None:
+    """Answers that were read to their end leave their connection in the pool."""
+    inner = httpx.HTTPTransport(verify=False, limits=httpx.Limits(max_connections=1))
+    with client(inner=inner) as ask:
+        for _ in range(3):
+            assert "teesign" in ask.post(url_of(server), json={}).extensions
+
+
+@pytest.mark.anyio
+async def test_streams_verify_beside_each_other(server: Stack) -> None:
+    """Many at once on one transport, each with its own signature."""
+    server.backend.play(event_stream(*EVENTS, DONE))
+    results: list[VerifiedResponse] = []
+    async with async_client(httpx2, verified=results.append) as ask, anyio.create_task_group() as tasks:
+
+        async def one(number: int) -> None:
+            async with ask.stream("POST", url_of(server), json={"n": number}) as response:
+                assert b"".join([chunk async for chunk in response.aiter_bytes()]).endswith(DONE)
+
+        for number in range(10):
+            tasks.start_soon(one, number)
+    assert len({result.answer.request_sha256 for result in results}) == 10
+
+
+@pytest.mark.anyio
+async def test_asynchronous_bodies_verify(server: Stack) -> None:
+    """A request's body may be an asynchronous iterator."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"a":'
+        await anyio.lowlevel.checkpoint()
+        yield b"1}"
+
+    async with async_client() as ask:
+        assert "teesign" in (await ask.post(url_of(server), content=pieces())).extensions
+
+
+def test_without_tls_a_policy_that_binds_it_fails(server: Stack) -> None:
+    """The server has no certificate to bind."""
+    with client(trust=trust(Policy(require_tls_key=True))) as ask, pytest.raises(FetchError):
+        ask.post(url_of(server), json={})
+
+
+class TwoEnds(httpx.BaseTransport):
+    """Somebody who has the report come from where it is genuine, and takes the prompts himself."""
+
+    def __init__(self, inner: httpx.HTTPTransport, port: int) -> None:
+        self._inner = inner
+        self._port = port
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send all but reports to the other port."""
+        if request.url.path != REPORT:
+            request.url = request.url.copy_with(port=self._port)
+        return self._inner.handle_request(request)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._inner.close()
+
+
+def test_the_tls_key_is_bound(tmp_path: Path) -> None:
+    """With a policy that asks for it, the report's connection and each answer's must end at the attested key."""
+    with genuine_stack(tls_cert_path=tmp_path / "own.pem") as running:
+        running.backend.play(json_answer(WHOLE))
+        with (
+            tls_front(running.client.port, tmp_path, "own") as own,
+            tls_front(running.client.port, tmp_path, "other") as other,
+        ):
+            url, elsewhere = (f"https://127.0.0.1:{port}{CHAT}" for port in (own, other))
+            policy = trust(Policy(require_tls_key=True))
+            with client(trust=policy) as ask:
+                result = ask.post(url, json={}).extensions["teesign"]
+                assert result.attestation.spki_sha256 is not None
+                with pytest.raises(VerificationError) as caught:
+                    ask.post(elsewhere, json={})
+                assert caught.value.code == "report_data_mismatch"
+            inner = TwoEnds(httpx.HTTPTransport(verify=False), other)
+            with client(trust=policy, inner=inner) as ask, pytest.raises(VerificationError) as caught:
+                ask.post(url, json={})
+            assert caught.value.code == "tls_key_mismatch"
+
+
+@pytest.mark.anyio
+async def test_the_tls_key_is_bound_asynchronously(tmp_path: Path) -> None:
+    """On both event loops."""
+    with genuine_stack(tls_cert_path=tmp_path / "own.pem") as running:
+        running.backend.play(json_answer(WHOLE))
+        with tls_front(running.client.port, tmp_path, "own") as own:
+            async with async_client(trust=trust(Policy(require_tls_key=True))) as ask:
+                response = await ask.post(f"https://127.0.0.1:{own}{CHAT}", json={})
+    assert response.extensions["teesign"].attestation.spki_sha256 is not None
+
+
+@pytest.mark.parametrize("absent", ["httpx", "httpx2"])
+def test_one_of_the_libraries_is_enough(server: Stack, absent: str) -> None:
+    """The other need not be installed, and `import teesign` loads neither."""
+    present = "httpx2" if absent == "httpx" else "httpx"
+    program = f"""
+import sys
+sys.modules[{absent!r}] = None
+import teesign.client
+assert {present!r} not in sys.modules and "anyio" not in sys.modules
+import {present} as family
+transport = teesign.client.VerifyingTransport(teesign.verify.policy.Policy(), limit=0.1)
+with family.Client(transport=transport) as client:
+    print(client.get({url_of(server, "/version")!r}).status_code)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "200", run.stderr
+
+
+def test_the_genuine_evidence_is_not_simulated() -> None:
+    """These tests rest on evidence that verifies up to roots of their own."""
+    assert isinstance(INTEL.quote(bytes(64)), Quote)
+    assert not NVIDIA.evidence(bytes(32)).simulated
