@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.flow",
         "client.http",
         "client.observed",
+        "client.roundtrip",
         "client.server",
         "client.transport",
     },
@@ -75,6 +76,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "client.observed": {"client.flow", "client.server", "errors", "identifiers", "sse", "verify.answer"},
     "client.verifier": {"client.flow", "client.http", "client.observed", "client.server", "errors", "signing"},
+    "client.roundtrip": {
+        "client.flow",
+        "client.server",
+        "errors",
+        "identifiers",
+        "verify.answer",
+        "verify.bundle",
+        "verify.steps",
+    },
     "client.bodies": {"client.observed"},
     "client.transport": {
         "client.bodies",

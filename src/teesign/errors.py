@@ -68,6 +68,15 @@ class FetchError(TeesignError):
     """Something that a check needs could not be fetched. Nothing was established; asking again is safe.
 
     Codes: `unreachable`, `timeout`, `too_large`, `bad_status` and `bad_answer`.
+
+    Args:
+        message: as for the root.
+        code: likewise.
+        status: what the server answered, of a `bad_status`.
     """
 
     code = "fetch_failed"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, code=code)
+        self.status = status

@@ -20,6 +20,7 @@ from .collateral import INTEL_PCS, fetch_collateral, parse_collateral
 from .flow import Answer, Flow, Question, run, run_async
 from .http import ask_with, ask_with_async
 from .observed import VerifiedResponse
+from .roundtrip import bundle_of, round_trip
 from .server import Attestation, Server, Trust, attest, fetch_report, fetch_signature
 from .transport import AsyncVerifyingTransport, VerifyingTransport
 
@@ -37,10 +38,12 @@ __all__ = [
     "ask_with",
     "ask_with_async",
     "attest",
+    "bundle_of",
     "fetch_collateral",
     "fetch_report",
     "fetch_signature",
     "parse_collateral",
+    "round_trip",
     "run",
     "run_async",
 ]

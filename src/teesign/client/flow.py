@@ -23,18 +23,20 @@ Result = TypeVar("Result")
 
 
 class Question(msgspec.Struct, frozen=True):
-    """A GET request to make.
+    """A request to make.
 
     Attributes:
         what: what is asked for, for messages: "the attestation report".
         url: where.
         authorization: value of the header of that name, or None. It goes to this URL and nowhere else, so redirects
             must not be followed.
+        body: JSON to POST; None to GET.
     """
 
     what: str
     url: str
     authorization: str | None = None
+    body: bytes | None = None
 
     def __repr__(self) -> str:
         return f"Question({self.what!r}, {self.host!r})"
@@ -51,7 +53,9 @@ class Question(msgspec.Struct, frozen=True):
             FetchError: `bad_status` if it has another.
         """
         if answer.status != status:
-            raise FetchError(f"Asked for {self.what}, {self.host} answered {answer.status}.", code="bad_status")
+            raise FetchError(
+                f"Asked for {self.what}, {self.host} answered {answer.status}.", code="bad_status", status=answer.status
+            )
         return answer
 
 

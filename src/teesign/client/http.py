@@ -137,8 +137,11 @@ def _request(family: ModuleType, question: Question, limit: float) -> Any:
     headers = {"accept": "*/*", "accept-encoding": "identity"}
     if question.authorization is not None:
         headers["authorization"] = question.authorization
+    if question.body is not None:
+        headers["content-type"] = "application/json"
+    method = "GET" if question.body is None else "POST"
     limits = dict.fromkeys(("connect", "read", "write", "pool"), limit)
-    return family.Request("GET", question.url, headers=headers, extensions={"timeout": limits})
+    return family.Request(method, question.url, headers=headers, content=question.body, extensions={"timeout": limits})
 
 
 def _answer(response: Any, body: bytearray, key: bytes | None) -> Answer:

@@ -1,0 +1,113 @@
+"""One question and its answer, verified step by step, and the evidence of it in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from ..errors import UsageError, VerificationError
+from ..identifiers import read_id
+from ..verify.answer import verify_answer
+from ..verify.bundle import EvidenceBundle
+from ..verify.steps import Passed
+from .flow import Answer, Flow, Question, decode_object
+from .server import Attestation, Server, Trust, attest, fetch_signature
+
+__all__ = ["bundle_of", "round_trip"]
+
+_MAX_TOKENS = 64
+
+
+def bundle_of(attestation: Attestation, request: bytes, response: bytes, signature: bytes) -> EvidenceBundle:
+    """Return all that it takes to verify an answer again.
+
+    What it does NOT do: verify. `verify_bundle` does.
+
+    Args:
+        attestation: of the server that answered.
+        request: the request's exact bytes; of a request without a body, its raw target.
+        response: the response's exact bytes.
+        signature: the signature endpoint's answer, as it came; that of a `VerifiedResponse`, for example.
+
+    Raises:
+        FetchError: `bad_answer` if report or signature is no JSON object.
+    """
+    return EvidenceBundle(
+        verified_at=attestation.verified_at,
+        policy=attestation.policy,
+        nonce=attestation.nonce,
+        spki_sha256=attestation.spki_sha256,
+        report=decode_object("the attestation report", attestation.report),
+        collateral=attestation.collateral,
+        request=request,
+        response=response,
+        signature=decode_object("the signature", signature),
+    )
+
+
+def round_trip(
+    server: Server,
+    trust: Trust,
+    prompt: str,
+    *,
+    random: Callable[[int], bytes],
+    clock: Callable[[], float],
+    passed: Callable[[Passed], None] = lambda _: None,
+) -> Flow[EvidenceBundle]:
+    """Attest a server, ask its model something, and verify the answer; nothing is asked of a server that fails.
+
+    Args:
+        server: whom to ask. The model is its `model`, or else the one that its report names.
+        trust: what to check it against.
+        prompt: what to ask.
+        random: returns that many unpredictable bytes.
+        clock: seconds since 1970, UTC.
+        passed: called after each step that has passed, of `verify_report` and then of `verify_answer`.
+
+    Raises:
+        VerificationError: as from `attest` and `verify_answer`; `signature_missing`; `tls_key_mismatch` if the answer
+            comes over a connection with another key than the attested one.
+        FetchError: what cannot be had.
+        UsageError: `model_unknown` if nobody says which model to ask.
+    """
+    attestation = yield from attest(server, trust, random=random, clock=clock, passed=passed)
+    verified = attestation.verified
+    request = _chat(server.model or _named_model(attestation), prompt)
+    question = Question("an answer", f"{server.url.rstrip('/')}/v1/chat/completions", server.authorization, request)
+    answer = question.expect((yield question))
+    if attestation.spki_sha256 is not None and answer.spki_sha256 != attestation.spki_sha256:
+        raise VerificationError(
+            "The answer came over a connection with another TLS key than the attested one.", code="tls_key_mismatch"
+        )
+    signature = yield from fetch_signature(server, _signature_id(answer))
+    bundle = bundle_of(attestation, request, answer.body, signature)
+    verify_answer(
+        request,
+        answer.body,
+        bundle.signature,
+        algorithm=verified.signing_algo,
+        address=verified.signing_address,
+        passed=lambda step: passed(msgspec.structs.replace(step, number=step.number + len(verified.steps))),
+    )
+    return bundle
+
+
+def _chat(model: str, prompt: str) -> bytes:
+    messages = [{"role": "user", "content": prompt}]
+    return msgspec.json.encode({"model": model, "messages": messages, "max_tokens": _MAX_TOKENS})
+
+
+def _named_model(attestation: Attestation) -> str:
+    named = decode_object("the attestation report", attestation.report).get("model_name")
+    if not isinstance(named, str) or not named:
+        raise UsageError("The report names no model: say which one to ask.", code="model_unknown")
+    return named
+
+
+def _signature_id(answer: Answer) -> str:
+    own = read_id(answer.body)
+    found = answer.headers.get("x-signature-id") or (own and own.value)
+    if not found:
+        raise VerificationError("The answer has no id to ask for its signature by.", code="signature_missing")
+    return found
