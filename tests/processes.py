@@ -72,16 +72,29 @@ class Process:
         """Return everything it has written so far."""
         return self._log.read_text(encoding="utf-8")
 
+    def wait_until_it_says(self, text: str) -> None:
+        """Wait until it has written this: log lines come a moment after what they tell of."""
+        deadline = time.monotonic() + 10
+        while text not in self.output():
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.01)
+
     def lines(self) -> list[str]:
         """Return what it has written, line by line."""
         return self.output().splitlines()
 
 
 @contextmanager
-def teesign_serve(log: Path, *flags: str, **variables: str) -> Iterator[Process]:
+def teesign_serve(log: Path, *flags: str, output: int | None = None, **variables: str) -> Iterator[Process]:
     """Run `teesign serve` while the block runs, on a free port unless told otherwise.
 
     At its end nobody is waited for who might still want a signature.
+
+    Args:
+        log: the file that it writes to.
+        flags: of the command line.
+        output: a file descriptor that it writes to instead.
+        variables: environment variables.
     """
     port = int(variables.get("LISTEN_PORT") or free_port())
     variables = {"LISTEN_PORT": str(port), "LISTEN_HOST": "127.0.0.1", "DRAIN_LINGER": "0", **REQUIRED, **variables}
@@ -89,9 +102,13 @@ def teesign_serve(log: Path, *flags: str, **variables: str) -> Iterator[Process]
         port = int(flags[flags.index("--listen-port") + 1])
     command = [sys.executable, "-m", "teesign_asgi", "serve", *flags]
     with (
-        log.open("wb") as output,
+        log.open("wb") as file,
         subprocess.Popen(
-            command, env=environment(**variables), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            env=environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=file if output is None else output,
+            stderr=subprocess.STDOUT,
         ) as process,
     ):
         try:

@@ -103,7 +103,6 @@ def run_without(names: tuple[str, ...], *arguments: str) -> subprocess.Completed
     ("package", "arguments"),
     [
         ("granian", ("serve", "--listen-port", "1", "--unknown")),
-        ("structlog", ("serve",)),
         ("anyio", ("serve", "--help")),
         ("granian", ("demo", "--once")),
     ],

@@ -315,6 +315,7 @@ def test_the_start_is_summed_up(log: Path) -> None:
     """The log tells the address, the backend, the limits and the keys' addresses, and no secret."""
     with teesign_serve(log, LOG_FORMAT="json", VLLM_BASE_URL="http://127.0.0.1:9") as process:
         process.wait_until_ready()
+        process.wait_until_it_says("teesign is ready")
         lines = {line["event"]: line for line in map(json.loads, process.lines())}
         summary, ready = lines["teesign serves"], lines["teesign is ready"]
         assert summary["listen"] == f"127.0.0.1:{process.client.port}"
@@ -339,6 +340,7 @@ def test_development_mode_is_said_aloud(log: Path) -> None:
     """A server whose keys prove nothing says so at its start, and shows its addresses and its backend."""
     with teesign_serve(log, VLLM_BASE_URL="http://127.0.0.1:9") as process:
         process.wait_until_ready()
+        process.wait_until_it_says("teesign is ready")
         report = process.client.get("/v1/attestation/report").json()
         assert report["simulated"] is True
         assert "DEV is on" in process.output()
@@ -368,6 +370,7 @@ def test_a_backend_that_may_be_the_proxy_itself(log: Path) -> None:
         log, LISTEN_HOST="localhost", LISTEN_PORT=port, VLLM_BASE_URL=f"http://localhost:{port}"
     ) as process:
         process.wait_until_ready()
+        process.wait_until_it_says("teesign is ready")
         assert "VLLM_BASE_URL may point at this proxy itself" in process.output()
         process.client.get("/v1/models").assert_error(500, "server_error", "Internal server error")
         process.client.post(CHAT, b"{}").assert_error(500, "server_error", "Internal server error")

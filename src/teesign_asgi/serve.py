@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any, Final
 
 import click
@@ -59,7 +60,6 @@ def serve(**flags: str | None) -> None:
         raise click.UsageError(str(error)) from error
     configure_logging(settings)
     address = _free_address(settings.listen_host, settings.listen_port)
-    _log_summary(settings)
     drain = settings.drain_delay + settings.drain_timeout + settings.drain_linger
     run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
 
@@ -126,12 +126,15 @@ def _free_address(host: str, port: int) -> str:
 
 def _load(settings: Settings) -> Any:
     """Build the app in the server's worker process."""
-    configure_logging(settings)
+    log = configure_logging(settings)
+    _log_summary(settings)
     app = App(settings)
+    log.on_drop = app.metrics.dropped_log_lines.inc
     drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
     return app
 
 
 def _load_in_worker(load: Callable[[], Any], parent: int) -> Any:
     end_with_parent(parent)
+    Finalize(None, logging.shutdown, exitpriority=0)  # processes of multiprocessing do not get to atexit
     return load()
