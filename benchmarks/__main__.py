@@ -12,15 +12,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from . import http_rows
+from . import cache_rows, core_rows, http_rows, use_rows
+from .contenders import Lab, open_lab
 from .plan import FULL, QUICK, Plan
 from .report import Comparison, table
 
 __all__ = ["main"]
 
-ROWS: Final[Mapping[str, Callable[[Plan], list[Comparison]]]] = {
+ROWS: Final[Mapping[str, Callable[[Lab, Plan], list[Comparison]]]] = {
     "json": http_rows.json_chat,
     "streams": http_rows.streams,
+    "many-streams": http_rows.many_streams,
+    "idle-connections": http_rows.idle_connections,
+    "signatures": core_rows.signatures,
+    "exchange": core_rows.exchange,
+    "upload": use_rows.big_upload,
+    "open-streams": use_rows.open_streams,
+    "cache": cache_rows.cache,
+    "first-token": use_rows.first_token,
+    "start": use_rows.start,
 }
 """What there is to measure, in the order in which it is done."""
 
@@ -57,10 +67,11 @@ def main(given: list[str] | None = None) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the processes that are started inherit it
     comparisons: list[Comparison] = []
-    for name in arguments.rows:
-        begun = time.monotonic()
-        comparisons += ROWS[name](plan)
-        print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    with open_lab() as lab:
+        for name in arguments.rows:
+            begun = time.monotonic()
+            comparisons += ROWS[name](lab, plan)
+            print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(table(comparisons))
     if arguments.json:
         arguments.json.write_text(json.dumps([one.as_json() for one in comparisons], indent=1) + "\n")

@@ -1,9 +1,10 @@
 """The backend: a process that answers with precomputed bytes, and costs as little as Python allows.
 
 Theory of operation. One `asyncio.Protocol` for each connection finds where a request ends, drops its body, and answers
-as the query asks (`payloads.Wish`): with one JSON object, at once or after a while; or with a stream whose events are
-written by one timer for each stream, on a schedule that does not drift. A stream that is late catches up event by
-event, each in a write of its own. `GET /stats` tells how many connections there are.
+as the query asks (`payloads.Wish`): with one JSON object, at once or when it is told to; or with a stream whose events
+are written by one timer for each stream, on a schedule that does not drift. A stream that is late catches up event by
+event, each in a write of its own. `GET /stats` tells how many connections there are and how many wait for an answer;
+`GET /release` has those answered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import functools
 import re
 import sys
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 from .payloads import ANSWER, DONE, EVENT, Wish
 
@@ -40,7 +42,8 @@ _wish: Final = functools.lru_cache(Wish.from_query)
 
 
 class _Connection(asyncio.Protocol):
-    open = 0
+    open: ClassVar[int] = 0
+    held: ClassVar[list[_Connection]] = []
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -77,8 +80,8 @@ class _Connection(asyncio.Protocol):
     def _answer(self) -> None:
         path, _, query = self._target.partition(b"?")
         if not query:
-            stats = path == b"/stats"
-            self._transport.write(_json_response(b'{"connections": %d}' % _Connection.open) if stats else _ANSWER)
+            control = _CONTROLS.get(path)
+            self._transport.write(control() if control else _ANSWER)
             return
         wish = _wish(query)
         if wish.events:
@@ -86,8 +89,14 @@ class _Connection(asyncio.Protocol):
             self._interval, self._left = 1 / wish.rate, wish.events
             self._due = self._loop.time()
             self._tick()
+        elif wish.hold:
+            _Connection.held.append(self)
         else:
-            self._timer = self._loop.call_later(wish.delay, self._transport.write, _ANSWER)
+            self._transport.write(_ANSWER)
+
+    def release(self) -> None:
+        """Send the answer that waits."""
+        self._transport.write(_ANSWER)
 
     def _tick(self) -> None:
         if not self._left:
@@ -97,6 +106,20 @@ class _Connection(asyncio.Protocol):
         self._transport.write(_EVENT)
         self._due += self._interval
         self._timer = self._loop.call_at(self._due, self._tick)
+
+
+def _stats() -> bytes:
+    return _json_response(b'{"connections": %d, "held": %d}' % (_Connection.open, len(_Connection.held)))
+
+
+def _release() -> bytes:
+    for connection in _Connection.held:
+        connection.release()
+    _Connection.held.clear()
+    return _stats()
+
+
+_CONTROLS: Final[Mapping[bytes, Callable[[], bytes]]] = {b"/stats": _stats, b"/release": _release}
 
 
 async def _serve(port: int) -> None:

@@ -24,7 +24,7 @@ from typing import Final, Literal
 from . import procfs
 from .payloads import MODEL, TOKEN
 
-__all__ = ["Backend", "Contender", "Kind", "Lab", "lab"]
+__all__ = ["Backend", "Contender", "Kind", "Lab", "open_lab"]
 
 Kind = Literal["teesign", "null", "httpcore", "reference"]
 
@@ -67,32 +67,47 @@ class Contender:
 
 
 class Backend(Contender):
-    """The backend, which says how many connections it has."""
+    """The backend, which says how many connections it has and how many of them wait for an answer."""
 
     def connections(self) -> int:
         """Return how many connections it has, without the one that asks."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=STOP_TIMEOUT) as answer:
-            return int(json.load(answer)["connections"]) - 1
+        return self._control("/stats")["connections"] - 1
+
+    def held(self) -> int:
+        """Return how many requests wait to be answered."""
+        return self._control("/stats")["held"]
+
+    def release(self) -> None:
+        """Have them answered."""
+        self._control("/release")
+
+    def _control(self, path: str) -> dict[str, int]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=STOP_TIMEOUT) as answer:
+            found: dict[str, int] = json.load(answer)
+        return found
 
 
 class Lab:
-    """A backend, and whatever is started before it; `lab` makes one and clears it away."""
+    """A backend, and whatever is started before it; `open_lab` makes one and clears it away."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._stack: Final = stack
         self._folder: Final = folder
+        self._contenders: Final[dict[Kind, Contender]] = {}
         port = free_port()
         command = [sys.executable, "-m", "benchmarks.backend", str(port)]
         process = self._stack.enter_context(_running(command, port, os.environ, self._folder / "backend.log"))
         self.backend: Final = Backend("backend", port, process.pid)
 
-    def start(self, kind: Kind) -> Contender:
-        """Start a contender that runs until the lab is cleared away."""
-        return self._stack.enter_context(self.running(kind))
+    def contender(self, kind: Kind) -> Contender:
+        """Return a contender that runs until the lab is cleared away."""
+        if kind not in self._contenders:
+            self._contenders[kind] = self._stack.enter_context(self.running(kind))
+        return self._contenders[kind]
 
     @contextmanager
     def running(self, kind: Kind) -> Iterator[Contender]:
-        """Run a contender while the block runs."""
+        """Run a contender of its own while the block runs."""
         port = free_port()
         command = [*_COMMANDS[kind], *([] if kind == "teesign" else [str(port)])]
         environment = {**os.environ, **self.environment(port)}
@@ -116,7 +131,7 @@ class Lab:
 
 
 @contextmanager
-def lab() -> Iterator[Lab]:
+def open_lab() -> Iterator[Lab]:
     """Run a backend, and stop it and all that were started when the block ends."""
     with TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
         yield Lab(stack, Path(folder))

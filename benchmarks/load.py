@@ -14,17 +14,25 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .payloads import CHAT_PATH, MARK, QUESTION, STREAM_QUESTION, Wish, request_head
+from .payloads import CHAT_PATH, MARK, QUESTION, STREAM_QUESTION, UPLOAD_PATH, Wish, request_head
 from .procfs import CpuTimes, cpu_seconds, cpu_times
 
-__all__ = ["BenchmarkError", "Client", "Window", "json_load", "opened", "stream_load"]
+__all__ = [
+    "TIMEOUT",
+    "BenchmarkError",
+    "Client",
+    "Window",
+    "first_events",
+    "json_load",
+    "opened",
+    "stream_load",
+    "upload",
+]
 
 TIMEOUT: Final = 120.0
-RAMP: Final = 1.0
-"""Seconds over which streams start, so that their events are spread evenly."""
-
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+_SHORT, _SHORT_RATE = 10, 20.0  # events, and events a second, of a stream whose first event is waited for
 
 
 class BenchmarkError(Exception):
@@ -202,7 +210,67 @@ async def _closed_loop(clients: Sequence[Client], request: bytes, requests: int)
     await asyncio.wait_for(done, TIMEOUT)
 
 
-async def stream_load(port: int, pids: Sequence[int], *, streams: int, rate: float, seconds: float) -> Window:
+async def first_events(port: int, *, streams: int, seconds: float) -> list[float]:
+    """Keep streams open, each followed by another, and return how many seconds each took until its first event.
+
+    They start at different moments, so that none waits for another's start.
+    """
+    target = CHAT_PATH + Wish(events=_SHORT, rate=_SHORT_RATE).query()
+    request = request_head(target, len(STREAM_QUESTION), accept="text/event-stream") + STREAM_QUESTION
+    clients = await opened(port, streams)
+    end = time.perf_counter() + seconds
+    taken: list[float] = []
+
+    async def one_after_another(client: Client, delay: float) -> None:
+        await asyncio.sleep(delay)
+        while time.perf_counter() < end:
+            begun = time.perf_counter()
+            await client.ask(request)
+            taken.append(client.first_event - begun)
+
+    try:
+        spread = _SHORT / _SHORT_RATE / streams
+        await asyncio.gather(*(one_after_another(client, index * spread) for index, client in enumerate(clients)))
+    finally:
+        for client in clients:
+            client.close()
+    return taken
+
+
+async def upload(port: int, size: int) -> None:
+    """Send one file of this many bytes as multipart, as fast as it is taken.
+
+    Raises:
+        BenchmarkError: if the answer is not 200.
+    """
+    opening = b'--limit\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    closing = b"\r\n--limit--\r\n"
+    piece = bytes(64 * 1024)
+    head = request_head(
+        UPLOAD_PATH, len(opening) + size + len(closing), content_type="multipart/form-data; boundary=limit"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head + opening)
+    for start in range(0, size, len(piece)):
+        writer.write(piece[: size - start])
+        await writer.drain()
+    writer.write(closing)
+    answer = await asyncio.wait_for(reader.read(65536), TIMEOUT)
+    writer.close()
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise BenchmarkError(f"The upload's answer was {answer[:200]!r}.")
+
+
+async def stream_load(
+    port: int,
+    pids: Sequence[int],
+    *,
+    streams: int,
+    rate: float,
+    seconds: float,
+    settle: float,
+    look: Callable[[], None] = lambda: None,
+) -> Window:
     """Hold streams open, and count the events of all of them in a window in which all of them are open.
 
     Args:
@@ -211,11 +279,14 @@ async def stream_load(port: int, pids: Sequence[int], *, streams: int, rate: flo
         streams: how many at once.
         rate: events per second on each.
         seconds: how long the window is.
+        settle: over how many seconds the streams start, so that their events are spread evenly; how long they are then
+            left alone before the window, and how long they go on after it.
+        look: called at the end of the window, while all are open.
 
     Raises:
         BenchmarkError: if a stream lacks an event.
     """
-    events = int(rate * (RAMP + seconds + 2.0))
+    events = int(rate * (seconds + 3 * settle))
     target = CHAT_PATH + Wish(events=events, rate=rate).query()
     request = request_head(target, len(STREAM_QUESTION), accept="text/event-stream") + STREAM_QUESTION
     clients = await opened(port, streams)
@@ -224,12 +295,13 @@ async def stream_load(port: int, pids: Sequence[int], *, streams: int, rate: flo
         asking = []
         for client in clients:
             asking.append(asyncio.create_task(client.ask(request)))
-            await asyncio.sleep(RAMP / streams)
-        await asyncio.sleep(1.0)
+            await asyncio.sleep(settle / streams)
+        await asyncio.sleep(settle)
         before = sum(client.events for client in clients)
         window.open()
         await asyncio.sleep(seconds)
         window.close(sum(client.events for client in clients) - before)
+        look()
         await asyncio.gather(*asking)
     finally:
         for client in clients:

@@ -93,12 +93,12 @@ class Wish:
     Attributes:
         events: how many events to stream; 0 for one JSON object.
         rate: how many of them in a second.
-        delay: how long to wait before the JSON object, seconds.
+        hold: whether the JSON object is to wait until `GET /release`.
     """
 
     events: int = 0
     rate: float = 1.0
-    delay: float = 0.0
+    hold: int = 0
 
     def query(self) -> str:
         """Return it as a query, with its question mark."""
@@ -108,7 +108,7 @@ class Wish:
     def from_query(cls, query: bytes) -> Wish:
         """Read it from a query; nothing is a plain JSON object."""
         values = {name: values[0] for name, values in parse_qs(query.decode()).items()}
-        return cls(int(values.get("events", 0)), float(values.get("rate", 1)), float(values.get("delay", 0)))
+        return cls(int(values.get("events", 0)), float(values.get("rate", 1)), int(values.get("hold", 0)))
 
 
 def request_head(

@@ -16,15 +16,39 @@ class Plan:
         requests: JSON requests in one measurement.
         slow_requests: the same for what costs ten times as much.
         seconds: length of one measurement of streams.
-        streams: how many streams there are where there are many.
+        settle: how long streams take to start, and again to come to rest, seconds.
+        streams: how many streams, or idle connections, there are where there are many.
+        upload: the size of the big upload in bytes.
+        signatures: how many there are in a full cache.
     """
 
     alternations: int
     requests: int
     slow_requests: int
     seconds: float
+    settle: float
     streams: int
+    upload: int
+    signatures: int
 
 
-FULL = Plan(alternations=5, requests=6000, slow_requests=1000, seconds=4.0, streams=1000)
-QUICK = Plan(alternations=1, requests=64, slow_requests=64, seconds=0.5, streams=50)
+FULL = Plan(
+    alternations=5,
+    requests=6000,
+    slow_requests=1000,
+    seconds=4.0,
+    settle=1.0,
+    streams=1000,
+    upload=100_000_000,
+    signatures=1_000_000,
+)
+QUICK = Plan(
+    alternations=1,
+    requests=64,
+    slow_requests=64,
+    seconds=0.4,
+    settle=0.3,
+    streams=50,
+    upload=2_000_000,
+    signatures=2_000,
+)
