@@ -499,7 +499,7 @@ async def test_a_client_that_leaves_ends_the_generation() -> None:
 
 
 async def test_a_client_that_leaves_while_sending_reaches_no_backend() -> None:
-    """For a body that is read whole first."""
+    """For a body that is read whole first. It is answered: a server may say the same of a body it cannot read."""
     backend = Backend()
     app, leaves = app_with(backend), anyio.Event()
     leaves.set()
@@ -510,7 +510,8 @@ async def test_a_client_that_leaves_while_sending_reaches_no_backend() -> None:
     asked = client(app)
     asked.receive = receive  # type: ignore[method-assign]  # a client that sends nothing
     await asked.ask("POST", CHAT)
-    assert (asked.messages, backend.requests) == ([], [])
+    assert (asked.status, backend.requests) == (400, [])
+    assert b'"message":"The request body broke off"' in asked.body
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,12 @@ def test_a_chunked_request(running: Stack) -> None:
     running.client.assert_answer_signed(answered, b'{"a": "%b"}' % (b"x" * 1_000))
 
 
+@pytest.mark.parametrize("target", ["/v1/\xc3\xa9", "/v1/models?x=\xff"])
+def test_a_target_that_is_not_encoded_is_the_clients_error(running: Stack, target: str) -> None:
+    """Whether the server refuses it or leaves that to the proxy."""
+    assert running.client.get(target).status == 400
+
+
 @pytest.mark.parametrize("target", ["/v1/a%20b/%C3%A9?x=%2F&&y=+", "/v1/~!$&'()*+,;=:@", "/v1/x?", "/v1/%7e"])
 def test_the_target_is_signed_as_it_came(running: Stack, target: str) -> None:
     """No server's decoding shows in the hash, nor at the backend."""
@@ -126,3 +132,18 @@ def test_many_requests_on_one_connection(running: Stack) -> None:
             assert connection.getresponse().read() == b""
             connection.request("GET", "/version")
             assert json.loads(connection.getresponse().read())["type"] == "proxy"
+
+
+NO_CHUNKS = [b"5\r\nhello\r\nxyz\r\n", b"-5\r\nhello\r\n0\r\n\r\n", b"5\r\nhelloworld\r\n0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_request_whose_chunks_are_none_is_the_clients_error(kind: Kind) -> None:
+    """It is no fault of the server's, and nothing that could pass for a whole request reaches the backend."""
+    with stack(kind) as proxy:
+        proxy.backend.play(json_answer(b"{}"))
+        for path in (CHAT, "/v1/other"):
+            for chunks in NO_CHUNKS:
+                with proxy.client.open("POST", path, [("Transfer-Encoding", "chunked")], chunks) as conversation:
+                    assert conversation.response.status == 400
+        assert not any(call.whole.is_set() for call in proxy.backend.calls)

@@ -46,7 +46,16 @@ from .observe import METRICS_CONTENT_TYPE, EndpointMetrics, Metrics, describe_ex
 from .parameters import flag_parameter, nonce_parameter, signing_algorithm
 from .pool import Pool
 from .relay import Outcome, Relay
-from .routes import CATCH_ALL, ENDPOINTS, Endpoint, Handling, body_limit, check_backend_path, find_endpoint
+from .routes import (
+    CATCH_ALL,
+    ENDPOINTS,
+    Endpoint,
+    Handling,
+    body_limit,
+    check_backend_path,
+    check_target,
+    find_endpoint,
+)
 from .settings import Settings
 from .sources import default_sources, load_keys
 from .store import Store
@@ -246,6 +255,9 @@ class App:
                 await reply.error(error)
         except ClientDisconnectedError:
             outcome.client_gone = True
+            if not request.body_taken.is_set() and not reply.status:
+                # Granian calls it that too if the body's framing is broken, and would answer 500 in our place.
+                await reply.error(bad_request("The request body broke off"))
         except BackendError as error:
             outcome.broken = error.kind
             # A response that has started is broken off by returning without its last body message.
@@ -307,6 +319,7 @@ class App:
         assert self._relay is not None
         if not self.drain.takes_work:
             raise shutting_down()
+        check_target(request.target)
         url = served.url
         if url is None:
             check_backend_path(request.raw_path, allow_administrative=self.settings.allow_backend_admin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 from .errors import bad_request, method_not_allowed, not_found
 from .settings import Settings
 
-__all__ = ["CATCH_ALL", "ENDPOINTS", "Endpoint", "Handling", "check_backend_path", "find_endpoint"]
+__all__ = ["CATCH_ALL", "ENDPOINTS", "Endpoint", "Handling", "check_backend_path", "check_target", "find_endpoint"]
 
 BodyLimit = Literal["request", "image", "audio"]
 
@@ -139,6 +140,7 @@ ADMINISTRATIVE_PATHS: Final = frozenset(f"{_BOTH_ENGINES} {_VLLM} {_SGLANG}".spl
 """What engines offer to their operators; a client's token is not the operator's."""
 
 _MAX_DECODINGS: Final = 5
+_TARGET: Final = re.compile(rb"[!-~]+")
 
 
 def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
@@ -170,6 +172,19 @@ def body_limit(endpoint: Endpoint, settings: Settings) -> int:
         "image": settings.max_image_request_bytes,
         "audio": settings.max_audio_request_bytes,
     }[endpoint.limit]
+
+
+def check_target(target: bytes) -> None:
+    """Refuse a target with bytes that no target has (RFC 3986 section 2): some servers let them through.
+
+    Args:
+        target: `path` or `path?query` as it came.
+
+    Raises:
+        HttpError: 400.
+    """
+    if not _TARGET.fullmatch(target):
+        raise bad_request("The request target holds bytes that must be percent-encoded")
 
 
 def check_backend_path(raw_path: bytes, *, allow_administrative: bool) -> None:
