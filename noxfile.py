@@ -13,7 +13,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu", "javascript"]
+nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu", "javascript", "corpora"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OLDEST_MINOR, NEWEST_MINOR = 11, 15
@@ -109,6 +109,20 @@ def javascript(session: nox.Session) -> None:
     # Without what other tests share, which would need all of their servers.
     command = ("pytest", "--noconftest", "tests/test_javascript.py")
     session.run(*command, *session.posargs, env={"TEESIGN_TEST_NODE_MODULES": modules})
+
+
+@nox.session
+def corpora(session: nox.Session) -> None:
+    """Replay the malformed requests of other programs' tests, read from their source distributions."""
+    install(session, "test")
+    # What those are built with: pip builds their metadata before it lets one have them.
+    session.install("setuptools>=77", "pkgconfig")
+    folder = str(Path(session.create_tmp()) / "distributions")
+    pins = ("gunicorn==27.0.1", "aiohttp==3.14.5")
+    session.run(
+        "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary=:all:", "-d", folder, *pins
+    )
+    session.run("pytest", "tests/test_corpora.py", *session.posargs, env={"TEESIGN_TEST_CORPORA": folder})
 
 
 @nox.session

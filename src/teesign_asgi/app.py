@@ -255,7 +255,7 @@ class App:
                 await reply.error(error)
         except ClientDisconnectedError:
             outcome.client_gone = True
-            if not request.body_taken.is_set() and not reply.status:
+            if not request.body_taken and not reply.status:
                 # Granian calls it that too if the body's framing is broken, and would answer 500 in our place.
                 await reply.error(bad_request("The request body broke off"))
         except BackendError as error:
