@@ -84,7 +84,7 @@ def demo(session: nox.Session) -> None:
 def engine(session: nox.Session) -> None:
     """Put `teesign serve` in front of llama.cpp, and drive it with the official client."""
     install(session, "test", "engine")
-    session.run("pytest", "tests/test_engine.py", *session.posargs)
+    session.run("pytest", "tests/test_engine.py", "tests/test_engine_verified.py", *session.posargs)
 
 
 @nox.session

@@ -18,7 +18,7 @@ from socketserver import BaseServer, StreamRequestHandler, ThreadingTCPServer
 from authorities import Authority
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-__all__ = ["Message", "MiddleMan", "middle_man", "tls_front"]
+__all__ = ["Change", "Message", "MiddleMan", "middle_man", "tls_front"]
 
 
 @dataclass(frozen=True)

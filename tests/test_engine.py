@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,13 +22,10 @@ pytest.importorskip("openai", reason=WHY_SKIPPED)
 import httpx2  # noqa: E402 - comes with openai
 import openai  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: E402
+from engines import CHAT, TOKEN, running_engine, running_server  # noqa: E402
 from eth_account import Account  # noqa: E402
 from eth_account.messages import encode_defunct  # noqa: E402
-from openai.types.chat import ChatCompletionMessageParam  # noqa: E402
-from servers import free_port  # noqa: E402
 
-TOKEN = "engine-test-token"
-CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "say something noisy"}]
 BODY_LIMIT = 100_000
 
 
@@ -72,43 +65,11 @@ class _Tee(httpx2.SyncByteStream):
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a llama.cpp server."""
-    port = free_port()
-    program = Path(__file__).with_name("tiny_engine.py")
-    model = tmp_path_factory.mktemp("engine") / "tiny.gguf"
-    with subprocess.Popen(
-        [sys.executable, str(program), str(port), str(model)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(f"{url}/health", process)
-        yield url
-        process.kill()
-
-
-@pytest.fixture(scope="module")
-def proxy(engine: str) -> Iterator[str]:
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `teesign serve` in front of the engine."""
-    port = free_port()
-    environment = {
-        **os.environ,
-        "MODEL_NAME": "tiny",
-        "TOKEN": TOKEN,
-        "DEV": "1",
-        "VLLM_BASE_URL": engine,
-        "LISTEN_HOST": "127.0.0.1",
-        "LISTEN_PORT": str(port),
-        "VLLM_PROXY_MAX_REQUEST_SIZE": str(BODY_LIMIT),
-    }
-    with subprocess.Popen([sys.executable, "-m", "teesign_asgi", "serve"], env=environment) as process:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(f"{url}/version", process)
+    settings = {"VLLM_PROXY_MAX_REQUEST_SIZE": str(BODY_LIMIT)}
+    with running_engine(tmp_path_factory.mktemp("engine")) as engine, running_server(engine, **settings) as url:
         yield url
-        process.terminate()
-        assert process.wait(10) == 0
 
 
 @pytest.fixture
@@ -259,16 +220,3 @@ def assert_signed(proxy: str, chat_id: str, recorder: Recorder) -> None:
     assert recovered == fields["signing_address_ecdsa"]
     public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(fields["signing_address_ed25519"]))
     public_key.verify(bytes.fromhex(fields["signature_ed25519"]), fields["text"].encode())
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            if httpx2.get(url).status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-        assert process.poll() is None, "the process ended before it was ready"
-        assert time.monotonic() < deadline, "the process is not ready"
-        time.sleep(0.02)

@@ -5,27 +5,26 @@ The server is the real one, with keys and evidence that verify; the man in the m
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
 from backend import Call, event_stream, json_answer
+from changes import CHANGES, CHAT, MAIN_CHANGES, REPORT, SIGNATURE, Row, at, body, flip_hex, member, without
 from far_end import clock, genuine_stack, trust
-from mitm import Change, Message, MiddleMan, middle_man
+from mitm import MiddleMan, middle_man
 from servers import TOKEN, Stack
 
 from teesign import TeesignError, VerificationError
 from teesign.client import AsyncVerifyingTransport, VerifiedResponse, VerifyingTransport
 
-CHAT, REPORT, SIGNATURE = "/v1/chat/completions", "/v1/attestation/report", "/v1/signature/"
-EVENTS = [b'data: {"id":"chatcmpl-s","n":%d}\n\n' % number for number in range(4)]
+EVENTS = [b'data: {"id":"chatcmpl-s","created":1700000000,"n":%d}\n\n' % number for number in range(4)]
 STREAM = b"".join(EVENTS) + b"data: [DONE]\n\n"
-WHOLE = b'{"id":"chatcmpl-w","choices":[{"message":{"content":"yes"}}]}'
+WHOLE = b'{"id":"chatcmpl-w","created":1700000000,"choices":[]}'
+BY_ROW = pytest.mark.parametrize("row", CHANGES, ids=[row.name for row in CHANGES])
 
 
 def play(call: Call) -> None:
@@ -58,173 +57,9 @@ def middle(shared_middle: MiddleMan) -> MiddleMan:
     return shared_middle
 
 
-def flip(data: bytes, place: int = -1) -> bytes:
-    """Return data with the lowest bit of one byte changed."""
-    changed = bytearray(data)
-    changed[place] ^= 1
-    return bytes(changed)
-
-
-def flip_hex(text: str, place: int = -1) -> str:
-    """Return hex of the same bytes with one bit changed."""
-    prefix = "0x" if text.startswith("0x") else ""
-    return prefix + flip(bytes.fromhex(text.removeprefix("0x")), place).hex()
-
-
-def flip_base64(text: str, place: int) -> str:
-    """Return base64 of the same bytes with one bit changed."""
-    return base64.b64encode(flip(base64.b64decode(text), place)).decode()
-
-
-def at(path: str, change: Change) -> Change:
-    """Return a change for what begins with this path, and for nothing else."""
-    return lambda message: change(message) if message.path.startswith(path) else message
-
-
-def body(change: Callable[[bytes], bytes]) -> Change:
-    """Return a change of a body."""
-    return lambda message: message.with_body(change(message.body))
-
-
-def member(name: str, change: Callable[[Any], Any]) -> Change:
-    """Return a change of one member of a JSON object, in a report of its repetition too."""
-
-    def changed(message: Message) -> Message:
-        fields = json.loads(message.body)
-        fields[name] = change(fields[name])
-        return message.with_body(json.dumps(fields).encode())
-
-    return changed
-
-
-def gpu(name: str, place: int) -> Change:
-    """Return a change of one bit in one member of the GPU's evidence."""
-
-    def changed(payload: str) -> str:
-        decoded = json.loads(payload)
-        decoded["evidence_list"][0][name] = flip_base64(decoded["evidence_list"][0][name], place)
-        return json.dumps(decoded)
-
-    return member("nvidia_payload", changed)
-
-
-def event(name: str) -> Change:
-    """Return a change of one bit in one member of the event that names the compose file."""
-
-    def changed(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**each, name: flip_hex(each[name])} if each["event"] == "compose-hash" else each for each in log]
-
-    return member("event_log", changed)
-
-
-def quoted(place: int) -> Change:
-    """Return a change of one bit of the quote."""
-    return member("intel_quote", lambda text: flip_hex(text, place))
-
-
-def swapped(stream: bytes) -> bytes:
-    """Return a stream with its second and third event in the other order."""
-    return stream.replace(EVENTS[1] + EVENTS[2], EVENTS[2] + EVENTS[1])
-
-
-def without(*names: str) -> Change:
-    """Return a change that drops headers."""
-    return lambda message: replace(
-        message, headers={name: value for name, value in message.headers.items() if name not in names}
-    )
-
-
-def with_header(name: str, value: str) -> Change:
-    """Return a change that sets a header."""
-    return lambda message: replace(message, headers={**message.headers, name: value})
-
-
-def status(code: int) -> Change:
-    """Return a change of the status."""
-    return lambda message: replace(message, status=code)
-
-
-def the_other_address(_: str) -> str:
-    """Return an address that is somebody else's."""
-    return "0x" + "11" * 20
-
-
-MR_TD, REPORT_DATA, QUOTE_SIGNATURE = 48 + 140, 48 + 530, 640
-REQUESTS: dict[str, tuple[bool, Change, str]] = {
-    "request": (False, at(CHAT, body(lambda data: data.replace(b"hello", b"hellm"))), "request_hash_mismatch"),
-    "request-of-a-stream": (
-        True,
-        at(CHAT, body(lambda data: data.replace(b"hello", b"hellm"))),
-        "request_hash_mismatch",
-    ),
-}
-RESPONSES: dict[str, tuple[bool, Change, str]] = {
-    "response": (False, at(CHAT, body(lambda data: data.replace(b"yes", b"yer"))), "response_hash_mismatch"),
-    "response-space": (False, at(CHAT, body(lambda data: data + b"\n")), "response_hash_mismatch"),
-    "stream": (True, at(CHAT, body(lambda data: data.replace(b'"n":2', b'"n":3'))), "stream_hash_mismatch"),
-    "stream-order": (True, at(CHAT, body(swapped)), "stream_hash_mismatch"),
-    "stream-event-left-out": (True, at(CHAT, body(lambda data: data.replace(EVENTS[2], b""))), "stream_hash_mismatch"),
-    "stream-event-twice": (True, at(CHAT, body(lambda data: EVENTS[0] + data)), "stream_hash_mismatch"),
-    "stream-cut": (True, at(CHAT, body(lambda data: data[:-20])), "answer_incomplete"),
-    "stream-ended-early": (
-        True,
-        at(CHAT, body(lambda data: data.replace(EVENTS[3], b""))),
-        "stream_hash_mismatch",
-    ),
-    "encoded": (False, at(CHAT, with_header("content-encoding", "br")), "encoded_answer"),
-    "signature": (False, at(SIGNATURE, member("signature", lambda text: flip_hex(text, 63))), "ecdsa_mismatch"),
-    "signature-of-a-stream": (
-        True,
-        at(SIGNATURE, member("signature", lambda text: flip_hex(text, 63))),
-        "ecdsa_mismatch",
-    ),
-    "other-signature": (False, at(SIGNATURE, member("signature_ed25519", flip_hex)), "ed25519_mismatch"),
-    "signed-text": (
-        False,
-        at(SIGNATURE, member("text", lambda text: text.replace("a", "b", 1))),
-        "request_hash_mismatch",
-    ),
-    "signing-address": (False, at(SIGNATURE, member("signing_address", flip_hex)), "identity_mismatch"),
-    "somebody-elses-address": (False, at(SIGNATURE, member("signing_address", the_other_address)), "identity_mismatch"),
-    "no-signature": (False, at(SIGNATURE, status(404)), "signature_missing"),
-    "no-signature-of-a-stream": (True, at(SIGNATURE, status(404)), "signature_missing"),
-    "another-answers-signature": (False, at(CHAT, with_header("x-signature-id", "sig-none")), "signature_missing"),
-    "nonce": (False, at(REPORT, member("request_nonce", flip_hex)), "nonce_mismatch"),
-    "address": (False, at(REPORT, member("signing_address", flip_hex)), "public_key_mismatch"),
-    "public-key": (False, at(REPORT, member("signing_public_key", flip_hex)), "public_key_mismatch"),
-    "quote": (False, at(REPORT, quoted(MR_TD)), "quote_not_verified"),
-    "report-data": (
-        False,
-        at(REPORT, quoted(REPORT_DATA)),
-        "quote_not_verified",
-    ),
-    "quote-signature": (
-        False,
-        at(REPORT, quoted(QUOTE_SIGNATURE)),
-        "quote_not_verified",
-    ),
-    "event-payload": (False, at(REPORT, event("event_payload")), "event_payload_mismatch"),
-    "event-digest": (False, at(REPORT, event("digest")), "event_log_mismatch"),
-    "event-order": (False, at(REPORT, member("event_log", lambda log: log[::-1])), "event_log_mismatch"),
-    "gpu-evidence": (False, at(REPORT, gpu("evidence", 46)), "gpu_signature_mismatch"),
-    "gpu-nonce": (False, at(REPORT, gpu("evidence", 10)), "gpu_nonce_mismatch"),
-    "no-gpus": (False, at(REPORT, member("nvidia_payload", lambda _: None)), "gpu_missing"),
-    "said-to-be-simulated": (
-        False,
-        at(REPORT, lambda message: message.with_body(message.body[:-1] + b',"simulated":true}')),
-        "simulated",
-    ),
-}
-ROWS = [*((name, "on_request", *row) for name, row in REQUESTS.items())]
-ROWS += [(name, "on_response", *row) for name, row in RESPONSES.items()]
-by_row = pytest.mark.parametrize(
-    ("place", "streamed", "change", "code"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
-)
-
-
 def chat(streamed: bool) -> dict[str, Any]:  # noqa: FBT001 - a column
     """Return what to ask."""
-    return {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": streamed}
+    return {"model": "m", "messages": [{"role": "user", "content": "say something noisy"}], "stream": streamed}
 
 
 def ask(family: Any, url: str, verified: list[VerifiedResponse], out: list[bytes], streamed: bool) -> None:  # noqa: FBT001 - a column
@@ -252,13 +87,13 @@ async def ask_async(family: Any, url: str, verified: list[VerifiedResponse], out
             out.append(chunk)  # noqa: PERF401 - what came before a failure counts
 
 
-def assert_caught(error: TeesignError, code: str, verified: list[VerifiedResponse], out: list[bytes]) -> None:
+def assert_caught(error: TeesignError, row: Row, verified: list[VerifiedResponse], out: list[bytes]) -> None:
     """Check that a change was caught with its code, and that nothing looked whole or verified."""
     assert isinstance(error, VerificationError)
-    assert error.code == code
+    assert error.code == row.code
     assert not verified
     assert b"[DONE]" not in b"".join(out)
-    assert b"choices" not in b"".join(out)
+    assert row.streamed or not out
 
 
 @pytest.mark.parametrize("family", [httpx, httpx2])
@@ -273,39 +108,33 @@ def test_what_nobody_touches_verifies(middle: MiddleMan, family: Any, streamed: 
     assert [path for path in middle.seen if path in (CHAT, REPORT)] == [REPORT, CHAT]
 
 
-@by_row
-def test_a_change_is_caught(
-    middle: MiddleMan,
-    place: str,
-    streamed: bool,  # noqa: FBT001 - a column
-    change: Change,
-    code: str,
-) -> None:
+@BY_ROW
+def test_a_change_is_caught(middle: MiddleMan, row: Row) -> None:
     """Each has its code, and is raised before the answer could be taken for a verified one."""
-    setattr(middle, place, change)
+    setattr(middle, row.place, row.change)
     verified: list[VerifiedResponse] = []
     out: list[bytes] = []
     with pytest.raises(TeesignError) as caught:
-        ask(httpx, middle.url, verified, out, streamed)
-    assert_caught(caught.value, code, verified, out)
+        ask(httpx, middle.url, verified, out, row.streamed)
+    assert_caught(caught.value, row, verified, out)
 
 
 @pytest.mark.anyio
-@by_row
-async def test_a_change_is_caught_asynchronously(
-    middle: MiddleMan,
-    place: str,
-    streamed: bool,  # noqa: FBT001 - a column
-    change: Change,
-    code: str,
-) -> None:
+@BY_ROW
+async def test_a_change_is_caught_asynchronously(middle: MiddleMan, row: Row) -> None:
     """The same, on both event loops."""
-    setattr(middle, place, change)
+    setattr(middle, row.place, row.change)
     verified: list[VerifiedResponse] = []
     out: list[bytes] = []
     with pytest.raises(TeesignError) as caught:
-        await ask_async(httpx2, middle.url, verified, out, streamed)
-    assert_caught(caught.value, code, verified, out)
+        await ask_async(httpx2, middle.url, verified, out, row.streamed)
+    assert_caught(caught.value, row, verified, out)
+
+
+def test_what_can_be_changed_is_told_apart() -> None:
+    """Each part of an answer and of what stands behind it has a code of its own."""
+    codes = {row.code for row in MAIN_CHANGES}
+    assert len(codes) == len(MAIN_CHANGES) == 10
 
 
 def test_a_server_that_is_not_attested_gets_no_prompt(middle: MiddleMan) -> None:

@@ -6,10 +6,10 @@ classes are completed then, by `body_type`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cache
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from .observed import ObservedExchange
 
@@ -42,7 +42,10 @@ class SentBody:
 
 
 class AsyncSentBody:
-    """The same, asynchronously."""
+    """The same, asynchronously.
+
+    No generator, which would have to be closed where a client stops reading: trio warns of those that were not.
+    """
 
     base: Final = "AsyncByteStream"
 
@@ -50,11 +53,16 @@ class AsyncSentBody:
         self._body = body
         self._exchange = exchange
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> Self:
+        """Start from the first byte."""
         self._exchange.start_request()
-        async for chunk in self._body:
-            self._exchange.send(chunk)
-            yield chunk
+        self._chunks = aiter(self._body)
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk: bytes = await anext(self._chunks)
+        self._exchange.send(chunk)
+        return chunk
 
     async def aclose(self) -> None:
         """Close the body."""
@@ -111,24 +119,30 @@ class AsyncReceivedBody:
         self._exchange = exchange
         self._finish = finish
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> Self:
+        """Start to read."""
+        self._chunks = aiter(self._body)
+        return self
+
+    async def __anext__(self) -> bytes:
         exchange = self._exchange
         try:
-            async for chunk in self._body:
+            async for chunk in self._chunks:
                 if exchange.whole:
                     continue  # the client reads on to where the framing ends
                 out = exchange.receive(chunk)
                 if exchange.whole:
                     await self._finish()
                 if out:
-                    yield out
+                    return out
             if not exchange.whole:
                 out = exchange.end()
                 await self._finish()
-                yield out
+                return out
         except Exception:
             await self.aclose()
             raise
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Close the body; nothing is verified by that."""
