@@ -140,6 +140,7 @@ def module_name(path: Path) -> str:
 
 
 LIBRARY, PROXY = modules("teesign"), modules("teesign_asgi")
+READS_ENVIRONMENT = {"teesign_asgi.serve", "teesign_asgi.settings", "teesign_asgi.verify"}
 COMMAND_LINE = {"teesign_asgi.serve", "teesign_asgi.demo", "teesign_asgi.signals"}
 
 
@@ -236,9 +237,10 @@ def test_only_the_command_line_imports_the_server(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in PROXY if name not in ("teesign_asgi.serve", "teesign_asgi.settings")]
+    "module",
+    [name for name in PROXY if name not in {f"teesign_asgi.{part}" for part in ("serve", "settings", "verify")}],
 )
-def test_only_the_settings_read_the_environment(module: str) -> None:
+def test_only_settings_and_commands_read_the_environment(module: str) -> None:
     """Everything else is given what it needs."""
     attributes = {ast.unparse(node) for node in ast.walk(PROXY[module]) if isinstance(node, ast.Attribute)}
     assert attributes.isdisjoint({"os.environ", "os.environb", "os.getenv"})

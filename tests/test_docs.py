@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import pytest
 
 from teesign import Exchange, SignedChat, VerifiedExchange
 from teesign.testing import counting_random, fixed_pair
+from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
+from teesign.verify.policy import Policy, policy_members
 from teesign_asgi.routes import ENDPOINTS, Handling
 from teesign_asgi.settings import VARIABLES, Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+VERIFYING = (ROOT / "docs" / "verifying.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -95,6 +99,20 @@ def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     names = run(EXAMPLES[2])
     assert [route.path for route in names["gateway"].routes][-1] == "/llm"
+
+
+def named(document: str, header: str) -> list[str]:
+    """Return the names in the first column of a table, several in a cell one by one."""
+    return [name for row in rows(document, header) for name in re.findall(r"`(\w+)`", row[0])]
+
+
+def test_the_page_for_the_far_end_names_every_member() -> None:
+    """Of policies, and of bundles in their order."""
+    policy, bundle = VERIFYING.split("## Keeping the evidence")
+    assert sorted(named(policy, "| Member | |")) == sorted(policy_members(Policy()))
+    members = EvidenceBundle(0, Policy(), bytes(32), None, {}, None, b"", b"", {})
+    assert named(bundle, "| Member | |") == list(json.loads(encode_bundle(members)))
+    assert f"| `format` | `{BUNDLE_FORMAT}` |" in bundle
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

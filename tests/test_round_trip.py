@@ -6,6 +6,8 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -14,14 +16,14 @@ import pytest
 from authorities import INTEL, NVIDIA, ROOTS
 from backend import Backend, answer, json_answer
 from far_end import clock, genuine_stack, server_of, trust
-from servers import Stack
+from servers import TOKEN, Stack, stack
 
 from teesign import Challenge, FetchError, TeesignError, UsageError, VerificationError, signed_text
 from teesign.client import Answer, Flow, Question, Server, Trust, ask_with, ask_with_async, round_trip, run, run_async
 from teesign.testing import fixed_pair
 from teesign.verify.answer import ANSWER_STEPS
 from teesign.verify.bundle import EvidenceBundle, decode_bundle, encode_bundle, verify_bundle
-from teesign.verify.policy import Policy
+from teesign.verify.policy import Policy, UnsafeSimulatedPolicy
 from teesign.verify.report import STEPS
 from teesign.verify.steps import Passed
 
@@ -63,6 +65,17 @@ def test_a_round_trip_leaves_a_bundle(genuine: Stack, algorithm: str) -> None:
     assert (bundle.response, bundle.verified_at) == (RESPONSE, int(clock()))
     verified = verify_bundle(decode_bundle(encode_bundle(bundle)), roots=ROOTS)
     assert verified.answer.signing_algo == algorithm
+
+
+def test_the_example_of_the_page_works() -> None:
+    """The script of docs/verifying.md goes from an address to a bundle."""
+    page = (Path(__file__).parents[1] / "docs" / "verifying.md").read_text()
+    script = page.split("```python\n")[1].partition("```")[0]
+    with stack() as running:
+        running.backend.play(json_answer(RESPONSE))
+        names = {"url": server_of(running).url, "token": TOKEN, "policy_json": '{"policy": "UnsafeSimulatedPolicy"}'}
+        exec(compile(script, "verifying.md", "exec"), names)
+    verify_bundle(decode_bundle(cast(bytes, names["evidence"])), UnsafeSimulatedPolicy())
 
 
 @pytest.mark.anyio

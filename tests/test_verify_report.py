@@ -421,7 +421,7 @@ def test_a_quote_of_the_test_authority_is_not_simulated() -> None:
 def test_the_example_of_the_page_works() -> None:
     """The script of docs/verifying.md goes from a nonce to a verified answer."""
     page = (Path(__file__).parents[1] / "docs" / "verifying.md").read_text()
-    script = page.partition("```python\n")[2].partition("```")[0].replace("now=now", "now=now, roots=roots")
+    script = page.split("```python\n")[2].partition("```")[0].replace("now=now", "now=now, roots=roots")
     chat = fixed_pair().sign(signed_text(sha256(b"in").hexdigest(), sha256(b"out").hexdigest()))
     names: dict[str, Any] = {"report": REPORT, "nonce": NONCE, "collateral": COLLATERAL, "now": NOW, "roots": ROOTS}
     names |= {"policy_json": "{}", "request_body": b"in", "response_body": b"out"}

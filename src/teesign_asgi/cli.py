@@ -15,7 +15,7 @@ from teesign import __version__
 
 __all__ = ["missing_package", "teesign"]
 
-_COMMANDS: Final = {"serve": "server", "demo": "server"}
+_COMMANDS: Final = {"serve": "server", "demo": "server", "verify": "verify"}
 """The commands, each in a module of its own name, and the extra that brings what they need."""
 
 

@@ -18,7 +18,7 @@ from ..quote import Event, TdxQuote, compose_hash, event_digest, parse_event_log
 from ..signing import Identity, SigningAlgorithm, checksum_address
 from .gpu import NVIDIA_DEVICE_ROOT_SHA256, VerifiedGpu, verify_gpu_evidence
 from .policy import Policy
-from .steps import Passed, Step, run_steps
+from .steps import SKIPPED, Passed, Step, run_steps
 from .tdx import VerifiedTcb, verify_quote
 
 __all__ = ["STEPS", "TrustedRoots", "VerifiedReport", "verify_report"]
@@ -162,7 +162,7 @@ def _read_quote(evidence: _Evidence) -> str:
 
 def _check_quote(evidence: _Evidence) -> str:
     if evidence.claims.simulated:
-        return "skipped: simulated"
+        return f"{SKIPPED}simulated"
     if evidence.collateral is None:
         raise VerificationError("The quote cannot be verified without collateral.", code="no_collateral")
     raw = unhex(evidence.claims.intel_quote) or b""
@@ -225,7 +225,7 @@ def _check_gpus(evidence: _Evidence) -> str:
     if unhex(payload.nonce, 32) != evidence.nonce:
         raise VerificationError("The GPU evidence is for another nonce.", code="gpu_nonce_mismatch")
     if evidence.claims.simulated:
-        return "skipped: simulated"
+        return f"{SKIPPED}simulated"
     evidence.gpus = verify_gpu_evidence(
         payload.evidence_list, evidence.nonce, now=evidence.now, root_sha256=evidence.roots.nvidia_sha256
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from ..errors import MalformedError, VerificationError
 
-__all__ = ["Passed", "Step", "run_steps"]
+__all__ = ["SKIPPED", "Passed", "Step", "run_steps"]
+
+SKIPPED: Final = "skipped: "
+"""What a step's value starts with if the policy let it pass without its check; the reason follows."""
 
 Evidence = TypeVar("Evidence")
 
@@ -44,6 +47,11 @@ class Passed(msgspec.Struct, frozen=True):
     name: str
     establishes: str
     value: str
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the policy let it pass without its check, so that nothing is known now."""
+        return self.value.startswith(SKIPPED)
 
 
 def run_steps(

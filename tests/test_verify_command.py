@@ -1,0 +1,386 @@
+"""`teesign verify`: against servers over real sockets, and from files; what it says, and how it exits."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from authorities import ROOTS
+from backend import Backend, answer, json_answer
+from click.testing import CliRunner, Result
+from far_end import COLLATERAL, GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs
+from servers import SECOND_TOKEN, TOKEN, Stack, free_port, serve, settings_for, stack
+from test_cli import run_without
+
+from teesign.client import Trust
+from teesign.sources import Sources
+from teesign.testing import fixed_pair
+from teesign.verify.answer import ANSWER_STEPS
+from teesign.verify.bundle import EvidenceBundle, VerifiedBundle, verify_bundle
+from teesign.verify.policy import Policy, UnsafeSimulatedPolicy, policy_members
+from teesign.verify.report import STEPS
+from teesign.verify.steps import Passed
+from teesign_asgi import App
+from teesign_asgi import verify as command
+from teesign_asgi.cli import teesign
+from teesign_asgi.meanings import meaning_of
+from teesign_asgi.types import Message, Receive, Scope, Send
+from teesign_asgi.verdict import Verdict
+
+NAMES = [step.name for step in (*STEPS, *ANSWER_STEPS)]
+UNSAFE = json.dumps({"policy": "UnsafeSimulatedPolicy"})
+RESPONSE = b'{"id":"chatcmpl-7","choices":[]}'
+
+
+def run(*arguments: object, **environment: str | None) -> Result:
+    """Run the command in this process, with a good token in its variable unless that is to be another."""
+    return CliRunner(env={"TOKEN": TOKEN, **environment}).invoke(teesign, ["verify", *map(str, arguments)])
+
+
+def url_of(running: Stack) -> str:
+    """Return the address of a server."""
+    return f"http://127.0.0.1:{running.client.port}"
+
+
+def marks(result: Result) -> list[tuple[str, str]]:
+    """Return the mark and the name of each step that is shown."""
+    lines = [line for line in result.output.splitlines() if line[:2] in ("✓ ", "✗ ", "- ")]
+    return [(line[0], line[5:23].strip()) for line in lines]
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the command trust the test's authorities, at a time when all that they have issued is valid."""
+    monkeypatch.setattr(command, "Trust", partial(Trust, roots=ROOTS))
+    monkeypatch.setattr(command, "time", SimpleNamespace(time=clock))
+
+    def verify(bundle: EvidenceBundle, policy: Policy | None, **options: Any) -> VerifiedBundle:
+        return verify_bundle(bundle, policy, **options | {"roots": ROOTS})
+
+    monkeypatch.setattr(command, "verify_bundle", verify)
+
+
+@pytest.fixture(scope="module")
+def genuine() -> Iterator[Stack]:
+    """A server whose reports verify."""
+    with genuine_stack() as running:
+        running.backend.play(json_answer(RESPONSE))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def development() -> Iterator[Stack]:
+    """A server in development mode."""
+    with stack() as running:
+        running.backend.play(json_answer(RESPONSE))
+        yield running
+
+
+@pytest.fixture
+def collateral(tmp_path: Path) -> Path:
+    """A file with collateral."""
+    return write(tmp_path / "collateral.json", json.dumps(COLLATERAL))
+
+
+@pytest.fixture
+def unsafe(tmp_path: Path) -> Path:
+    """A file with a policy that accepts simulated reports."""
+    return write(tmp_path / "unsafe.json", UNSAFE)
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a file and return its path."""
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_a_server_is_verified(genuine: Stack, collateral: Path, algorithm: Any) -> None:
+    """Every step is ticked with its value, and what nobody has established is said."""
+    result = run(url_of(genuine), "--collateral", collateral, "--algorithm", algorithm)
+    assert result.exit_code == 0
+    assert marks(result) == [("✓", name) for name in NAMES]
+    for expected in (fixed_pair().identity(algorithm).address, "UpToDate", "pins NOTHING", "weights"):
+        assert expected in result.output
+    assert "PROVES NOTHING" not in result.output
+
+
+@pytest.mark.usefixtures("trusting")
+def test_collateral_is_fetched_from_where_it_is_said(genuine: Stack) -> None:
+    """A cache of Intel's service will do; and an address with /v1 is as good as one without."""
+    with pccs() as service:
+        assert run(f"{url_of(genuine)}/v1/", "--pccs", service.url).exit_code == 0
+
+
+@pytest.mark.usefixtures("trusting")
+def test_machines_get_one_object(genuine: Stack, collateral: Path) -> None:
+    """With every step, what was verified, and what was not."""
+    result = run(url_of(genuine), "--collateral", collateral, "--json")
+    found = json.loads(result.output)
+    assert (result.exit_code, found["verified"], found["simulated"], found["error"]) == (0, True, False, None)
+    assert [(step["number"], step["name"], step["state"]) for step in found["steps"]] == [
+        (number, name, "passed") for number, name in enumerate(NAMES, 1)
+    ]
+    assert all(step["value"] and step["establishes"] for step in found["steps"])
+    assert found["signing_address"] == fixed_pair().identity("ecdsa").address
+    assert (found["pinned"], found["policy"]["policy"]) == ([], "Policy")
+
+
+@pytest.mark.usefixtures("trusting")
+def test_what_was_kept_is_verified_again(genuine: Stack, collateral: Path, tmp_path: Path) -> None:
+    """The bundle verifies without the server, and not when it was edited."""
+    kept = tmp_path / "bundle.json"
+    live = run(url_of(genuine), "--collateral", collateral, "--bundle", kept)
+    again = run("--offline", kept)
+    assert (live.exit_code, again.exit_code) == (0, 0)
+    assert marks(live) == marks(again) == [("✓", name) for name in NAMES]
+    assert live.output.splitlines()[-1] == again.output.splitlines()[-1]  # the file, and its digest
+    assert "bundle's own" in again.output
+    kept.write_text(kept.read_text().replace('"test/model"', '"best/model"'))
+    edited = run("--offline", kept)
+    assert edited.exit_code == 1
+    assert "(bundle_changed)" in edited.output
+    assert marks(edited)[1:] == [("-", name) for name in NAMES]
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_kept_bundle_is_held_to_a_policy_of_ones_own(genuine: Stack, collateral: Path, tmp_path: Path) -> None:
+    """A pin that the bundle's maker did not have."""
+    kept = tmp_path / "bundle.json"
+    assert run(url_of(genuine), "--collateral", collateral, "--bundle", kept).exit_code == 0
+    policy = write(tmp_path / "policy.json", json.dumps({"mr_td": ["11" * 48]}))
+    result = run("--offline", kept, "--policy", policy)
+    assert result.exit_code == 1
+    assert ("✗", "software") in marks(result)
+
+
+def test_a_server_in_development_mode_fails(development: Stack) -> None:
+    """With what that means, and the way to try it all the same; and no prompt is sent."""
+    calls = len(development.backend.calls)
+    result = run(url_of(development), "--prompt", "kanarienvogel")
+    assert result.exit_code == 1
+    assert marks(result) == [("✗", "report"), *(("-", name) for name in NAMES[1:])]
+    assert "development mode" in result.output
+    assert UNSAFE in " ".join(result.output.split())
+    assert len(development.backend.calls) == calls
+
+
+def test_an_unsafe_policy_accepts_it_loudly(development: Stack, unsafe: Path, tmp_path: Path) -> None:
+    """It passes, with what was skipped shown as such; the bundle needs the same policy again."""
+    kept = tmp_path / "bundle.json"
+    result = run(url_of(development), "--policy", unsafe, "--bundle", kept)
+    assert result.exit_code == 0
+    skipped = {"signature", "gpus"}
+    assert marks(result) == [("-" if name in skipped else "✓", name) for name in NAMES]
+    assert "THIS PROVES NOTHING ABOUT ANY MACHINE" in result.output
+    refused = run("--offline", kept)
+    assert refused.exit_code == 1
+    assert "(unsafe_policy)" in refused.output
+    accepted = run("--offline", kept, "--policy", unsafe, "--json")
+    found = json.loads(accepted.output)
+    assert (accepted.exit_code, found["verified"], found["simulated"]) == (0, True, True)
+    assert found["policy"] == policy_members(UnsafeSimulatedPolicy())
+
+
+@pytest.fixture
+def tampering() -> Iterator[int]:
+    """The port of a genuine server behind somebody who changes the last byte of each chat's answer."""
+    with Backend() as backend:
+        sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
+        app = App(settings_for(backend.url), pair=fixed_pair(), sources=sources)
+        backend.play(json_answer(RESPONSE))
+
+        async def tampered(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_changed(message: Message) -> None:
+                if scope.get("path") == "/v1/chat/completions" and message.get("body"):
+                    message = {**message, "body": message["body"][:-1] + b" "}
+                await send(message)
+
+            await app(scope, receive, send_changed if scope["type"] == "http" else send)
+
+        with serve(tampered, "uvicorn") as port:
+            yield port
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_changed_answer_is_found(tampering: int, collateral: Path, tmp_path: Path) -> None:
+    """The attestation passes, the answer does not, and no evidence is kept of what failed."""
+    kept = tmp_path / "bundle.json"
+    result = run(f"http://127.0.0.1:{tampering}", "--collateral", collateral, "--bundle", kept, "--json")
+    found = json.loads(result.output)
+    assert (result.exit_code, found["verified"]) == (1, False)
+    assert (found["error"]["code"], found["error"]["step"]) == ("response_hash_mismatch", "response hash")
+    assert "changed on its way" in found["error"]["means"]
+    assert [step["state"] for step in found["steps"]] == ["passed"] * 10 + ["failed"] + ["not reached"] * 2
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (TOKEN, 0),
+        (f" {TOKEN}\n", 0),
+        (f"{SECOND_TOKEN},{TOKEN}", 0),
+        ("kanarienvogel", 2),
+        ("", 2),
+        ("a b", 2),
+        ("\x07", 2),
+    ],
+)
+def test_the_token_comes_from_a_file_or_the_environment(
+    development: Stack, unsafe: Path, tmp_path: Path, text: str, code: int
+) -> None:
+    """Never from the command line, and it is not shown, right or wrong."""
+    file = write(tmp_path / "token", text)
+    for result in (
+        run(url_of(development), "--policy", unsafe, "--token-file", file, TOKEN="another"),
+        run(url_of(development), "--policy", unsafe, TOKEN=text),
+    ):
+        assert result.exit_code == code
+        assert "token" in result.output or code == 0
+        for secret in (TOKEN, SECOND_TOKEN, "kanarienvogel"):
+            assert secret not in result.output
+
+
+def test_a_missing_token_is_asked_for(development: Stack) -> None:
+    """The server says that it wants one, and the command says how to give it."""
+    result = run(url_of(development), TOKEN=None)
+    assert result.exit_code == 2
+    assert "answered 401" in result.output
+    assert "--token-file" in result.output
+
+
+def test_a_server_that_cannot_be_reached_is_no_failed_check() -> None:
+    """Nobody listens: nothing is known, and the reason is said."""
+    for options in ((), ("--json",)):
+        result = run(f"http://127.0.0.1:{free_port()}", *options)
+        assert result.exit_code == 3
+        assert "unreachable" in result.output
+        assert "not reached" in result.output
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"), [(503, b"{}", "bad_status"), (404, b"", "bad_status"), (200, b"<html>", "bad_answer")]
+)
+def test_a_server_that_has_no_report_cannot_be_verified(status: int, body: bytes, code: str) -> None:
+    """It is in trouble, or is none of this family."""
+    with Backend() as server:
+        server.play(answer(status, body))
+        result = run(server.url)
+    assert result.exit_code == 3
+    assert f"({code})" in result.output
+
+
+def test_a_server_that_says_nothing_is_given_up() -> None:
+    """After the time that it was given."""
+    with Backend() as server:
+        server.play(lambda call: call.wait_until_gone())
+        result = run(server.url, "--timeout", "0.2")
+    assert result.exit_code == 3
+    assert "(timeout)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either the URL"),
+        (["http://localhost", "--offline", "{good}"], "either the URL"),
+        (["--offline", "{good}", "--model", "m", "--token-file", "{good}"], "not with --token-file, --model"),
+        (["--offline", "{missing}"], "does not exist"),
+        (["--offline", "{folder}"], "is a directory"),
+        (["localhost:8000"], "not like https://"),
+        (["ftp://localhost"], "not like https://"),
+        (["http://"], "not like https://"),
+        (["http://localhost?x=1"], "not like https://"),
+        (["http://user:kanarienvogel@localhost"], "no password"),
+        (["http://localhost", "--policy", "{missing}"], "does not exist"),
+        (["http://localhost", "--policy", "{bad}"], "policy is not a JSON object"),
+        (["http://localhost", "--policy", "{misspelt}"], "known members"),
+        (["http://localhost", "--collateral", "{misspelt}"], "collateral is not"),
+        (["http://localhost", "--token-file", "{missing}"], "does not exist"),
+        (["http://localhost", "--timeout", "0"], "range"),
+        (["http://localhost", "--algorithm", "rsa"], "ecdsa"),
+        (["http://localhost", "--token", "kanarienvogel"], "No such option"),
+    ],
+)
+def test_mistakes_are_usage_errors(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Each is named before anything is sent."""
+    files = {"good": "{}", "bad": "[", "misspelt": '{"mrtd": []}'}
+    paths = {name: str(write(tmp_path / name, text)) for name, text in files.items()}
+    paths |= {"missing": str(tmp_path / "missing"), "folder": str(tmp_path)}
+    result = run(*(argument.format(**paths) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "kanarienvogel" not in result.output
+
+
+def test_evidence_that_cannot_be_kept_is_said(development: Stack, unsafe: Path, tmp_path: Path) -> None:
+    """Who wants a file and gets none must not read that all is well."""
+    result = run(url_of(development), "--policy", unsafe, "--bundle", tmp_path / "no" / "folder")
+    assert result.exit_code == 2
+    assert "(bundle_not_written)" in result.output
+    assert "Not verified." in result.output
+
+
+SERVERS_PACKAGES = ("granian", "structlog", "anyio", "httpcore", "h11", "httptools", "prometheus_client")
+
+
+def test_files_are_verified_with_the_far_ends_packages_alone(development: Stack, unsafe: Path, tmp_path: Path) -> None:
+    """Neither the server nor a client has to be installed; for a live server, what is missing is named."""
+    kept, missing = tmp_path / "bundle.json", (*SERVERS_PACKAGES, "httpx", "httpx2", "starlette")
+    assert run(url_of(development), "--policy", unsafe, "--bundle", kept).exit_code == 0
+    again = run_without(missing, "verify", "--offline", str(kept), "--policy", str(unsafe))
+    assert (again.returncode, again.stderr) == (0, "")
+    live = run_without(missing, "verify", url_of(development))
+    assert live.returncode == 2
+    assert "pip install 'teesign[client]'" in live.stderr
+
+
+def test_what_a_server_writes_does_not_reach_the_terminal_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name may hold commands for terminals."""
+    Verdict("\x1b[2J", as_json=False).passed(Passed(1, "report", "x", "a\x1b]0;b\r\nc"))
+    shown = capsys.readouterr().out
+    assert "\N{REPLACEMENT CHARACTER}[2J" in shown
+    assert "a\N{REPLACEMENT CHARACTER}]0;b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c\n" in shown
+
+
+def raised_codes() -> set[str]:
+    """Return the code of every failed check that the library can raise."""
+    root, found = Path(__file__).parents[1] / "src" / "teesign", set()
+    kinds = ("VerificationError", "MalformedError", "FetchError")
+    modules = [*(root / "verify").glob("*.py"), *(root / "client").glob("*.py"), root / "quote.py", root / "signing.py"]
+    for node in (node for path in modules for node in ast.walk(ast.parse(path.read_bytes()))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in kinds:
+            codes = [word.value for word in node.keywords if word.arg == "code"]
+            found |= {str(code.value) for code in codes if isinstance(code, ast.Constant)}
+    return found
+
+
+def test_every_failure_has_a_meaning() -> None:
+    """Whatever the library can find, the command can explain."""
+    composed = {f"{name}_hash_mismatch" for name in ("request", "response")} | {
+        f"{name}_mismatch" for name in ("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "compose_hash")
+    }
+    intels = {"tcb_unknown", "collateral_expired", "certificate_revoked", "quote_not_verified"}
+    codes = raised_codes() | composed | intels
+    assert len(codes) > 40
+    assert {code for code in codes if not meaning_of(code)} == set()
+
+
+def test_the_command_exits_as_a_process_does(tmp_path: Path) -> None:
+    """The exit code reaches the shell."""
+    file = write(tmp_path / "no-bundle", "{}")
+    process = [sys.executable, "-m", "teesign_asgi", "verify", "--offline", str(file)]
+    result = subprocess.run(process, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "unknown_bundle_format" in result.stdout
+    assert result.stderr == ""
