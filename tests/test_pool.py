@@ -253,23 +253,6 @@ async def test_no_more_idle_connections_are_kept_than_asked_for(limit: int) -> N
     await ours.aclose()
 
 
-GIVEN_UP: list[tuple[str, bytes]] = [
-    ("said to close", b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"),
-    ("of HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
-    ("with bytes behind the response", OK + b"x"),
-    ("with a second response behind the first", OK + b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"),
-]
-
-
-@pytest.mark.parametrize("response", [row[1] for row in GIVEN_UP], ids=[row[0] for row in GIVEN_UP])
-async def test_a_connection_is_not_used_again(ours: Pool, response: bytes) -> None:
-    """The next client gets its own response, and nothing else."""
-    with RawBackend(answers(response), always) as backend:
-        assert await fetch(ours, backend.url()) == (200, b"hello")
-        assert await fetch(ours, backend.url()) == (200, b"hello")
-        assert len(backend.served) == 2
-
-
 @pytest.mark.parametrize(
     "end",
     [Served.close, Served.reset, lambda served: served.send(b"HTTP/1.1 408 Late\r\n\r\n")],

@@ -25,6 +25,7 @@ from .connection import Body
 from .errors import BackendError
 from .framing import BrokenResponseError
 from .pool import Pool
+from .strict import StrictBackend
 from .tasks import on_asyncio
 from .types import Headers
 
@@ -56,6 +57,7 @@ def default_pool(max_keepalive: int) -> Pool | httpcore.AsyncConnectionPool:
         max_connections=None,
         max_keepalive_connections=max_keepalive,
         keepalive_expiry=IDLE_TIMEOUT,
+        network_backend=StrictBackend(httpcore.TrioBackend()),
     )
 
 

@@ -1,0 +1,92 @@
+"""httpcore's connections with our reading of responses: what the proxy uses on trio, where `Pool` does not run.
+
+Theory of operation. httpcore parses with h11, which is content with more than `ResponseParser` is: it takes a length
+beside chunks, longer heads, any number of interim ones, and, worst, it keeps what came behind a response for the
+beginning of the next one, so that a second response of the backend would reach whoever asks next. Here every byte that
+is read from a connection is also shown to a `ResponseParser`, one for each response. What that one refuses never gets
+to httpcore; and where it says that a connection is not to be used again, httpcore is told that the idle connection is
+readable, which is its own sign for one to be closed.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+import httpcore
+
+from .framing import ResponseParser
+
+__all__ = ["StrictBackend"]
+
+
+class StrictBackend(httpcore.AsyncNetworkBackend):
+    """Open connections on which responses are read strictly. For httpcore's pools, as their `network_backend`.
+
+    Args:
+        network: opens the connections.
+    """
+
+    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
+        self._network: Final = network
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect; see httpcore."""
+        return _Stream(await self._network.connect_tcp(host, port, timeout, local_address, socket_options))
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await self._network.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """One connection, and the parser of the response that is on its way."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream: Final = stream
+        self._parser: ResponseParser | None = None
+        self._is_spoilt = False
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
+        """Read some bytes; raises `BrokenResponseError` if they do not continue a response."""
+        data = await self._stream.read(max_bytes, timeout)
+        if data and self._parser is not None:
+            self._parser.feed(data)
+            self._parser.take()
+            if self._parser.complete:
+                self._is_spoilt = not self._parser.reusable
+                self._parser = None
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's interface
+        """Write bytes. Those after a whole response begin the next request."""
+        if self._parser is None:
+            self._parser = ResponseParser(is_head=buffer.startswith(b"HEAD "))
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
+    ) -> httpcore.AsyncNetworkStream:
+        """Go on by TLS."""
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Answer as httpcore does, but for a connection that must not be used again."""
+        if info == "is_readable" and self._is_spoilt:
+            return True
+        return self._stream.get_extra_info(info)
