@@ -196,6 +196,13 @@ def test_good_answers_verify(folder: Path) -> None:
     assert dict(zip(GOOD, verdicts(folder, cases), strict=True)) == dict.fromkeys(GOOD, "verified")
 
 
+def test_recorded_answers_verify(folder: Path) -> None:
+    """Those that other libraries signed."""
+    recorded = json.loads(Path(__file__).with_name("recorded_answers.json").read_text("utf-8"))
+    cases = [(one["request"].encode(), one["response"].encode(), one["answer"], one["address"]) for one in recorded]
+    assert verdicts(folder, cases) == ["verified"] * len(cases)
+
+
 def test_tampered_answers_do_not(folder: Path) -> None:
     """Each is refused by both."""
     cases = list(TAMPERED.values())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +30,7 @@ def basic(text: str, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
     return {"text": text, "signature": signature, "signing_address": identity.address, "signing_algo": algorithm}
 
 
+RECORDED: list[dict[str, Any]] = json.loads(Path(__file__).with_name("recorded_answers.json").read_text("utf-8"))
 FULL = basic(signed_text(*DIGESTS)) | CHAT
 ADDRESS = PAIR.identity("ecdsa").address
 FORMS: dict[str, dict[str, str]] = {
@@ -50,6 +54,32 @@ def test_every_form_verifies(form: str) -> None:
         verified = verify_answer(REQUEST, RESPONSE, FORMS[form], algorithm="ecdsa", address=address)
         assert (verified.request_sha256, verified.response_sha256) == DIGESTS
         assert verified.model == ("org/model:8b" if form == "three parts" else None)
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded["name"])
+@pytest.mark.parametrize("write", [str, str.lower, str.upper])
+def test_recorded_answers_verify(recorded: dict[str, Any], write: Callable[[str], str]) -> None:
+    """Signed by eth-account and cryptography, not by us; the attested address may be written in any case."""
+    address = write(recorded["address"]).replace("0X", "0x")
+    bodies = recorded["request"].encode(), recorded["response"].encode()
+    verified = verify_answer(*bodies, recorded["answer"], algorithm=recorded["algorithm"], address=address)
+    assert (verified.signing_algo, verified.signing_address) == (recorded["algorithm"], address)
+    assert (verified.model is not None) == ("three parts" in recorded["name"])
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded["name"])
+def test_no_member_of_a_recorded_answer_can_be_changed(recorded: dict[str, Any]) -> None:
+    """Not the text, nor any signature, address or algorithm that is there; nor can the signature be left out."""
+    bodies = recorded["request"].encode(), recorded["response"].encode()
+    given = {"algorithm": recorded["algorithm"], "address": recorded["address"]}
+    for name, value in recorded["answer"].items():
+        place = len(value) // 2
+        changed = value[:place] + ("1" if value[place] == "0" else "0") + value[place + 1 :]
+        with pytest.raises(VerificationError):
+            verify_answer(*bodies, recorded["answer"] | {name: changed}, **given)
+    without = {name: value for name, value in recorded["answer"].items() if name != "signature"}
+    with pytest.raises(VerificationError):
+        verify_answer(*bodies, without, **given)
 
 
 def test_each_step_is_shown() -> None:
