@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import pytest
 from authorities import INTEL, NVIDIA
 from backend import Backend, Call, Script, answer, chunked, head, json_answer
 from far_end import COLLATERAL, clock, genuine_stack, pccs, server_of, trust
+from hypothesis import given
+from hypothesis import strategies as st
 from servers import TOKEN, Stack, stack
 
 from teesign import FetchError, TeesignError, UsageError, VerificationError, verify_answer
@@ -41,6 +44,7 @@ from teesign.verify.steps import Passed
 
 Result = TypeVar("Result")
 NONCE = b"\7" * 32
+QUOTE = INTEL.quote(bytes(64)).quote
 REQUEST, RESPONSE = b'{"model":"m","messages":[]}', b'{"id":"chatcmpl-7","choices":[]}'
 
 
@@ -155,7 +159,7 @@ def test_collateral_is_left_alone_where_it_is_given(genuine: Stack) -> None:
 def test_collateral_is_fetched(as_hex: bool) -> None:  # noqa: FBT001 - a row
     """What comes is what was published, byte for byte where it is signed; revocation lists may come in hex."""
     with pccs(as_hex=as_hex) as service:
-        fetched = asked(fetch_collateral(INTEL.quote(bytes(64)).quote, service.url))
+        fetched = asked(fetch_collateral(QUOTE, service.url))
         targets = {call.target for call in service.calls}
     assert fetched == COLLATERAL
     assert b"/sgx/certification/v4/pckcrl?ca=platform&encoding=der" in targets
@@ -164,7 +168,7 @@ def test_collateral_is_fetched(as_hex: bool) -> None:  # noqa: FBT001 - a row
 
 def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none() -> None:
     """Intel's own service lacks the path that caches have."""
-    flow = fetch_collateral(INTEL.quote(bytes(64)).quote, "http://pccs")
+    flow = fetch_collateral(QUOTE, "http://pccs")
     answers = {
         "/pckcrl": Answer(200, {"sgx-pck-crl-issuer-chain": "c%0A"}, b"\x30\x01"),
         "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {"a" : 1}, "signature": "00"}'),
@@ -196,7 +200,16 @@ def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none()
 def test_a_service_without_collateral_fails_the_fetch(broken: Answer) -> None:
     """Whatever is not what was asked for; a redirect is not followed."""
     with pytest.raises(FetchError):
-        run(fetch_collateral(INTEL.quote(bytes(64)).quote, "http://pccs"), lambda _: broken)
+        run(fetch_collateral(QUOTE, "http://pccs"), lambda _: broken)
+
+
+@given(bodies=st.lists(st.binary(max_size=40) | st.just(b"\x30"), min_size=5, max_size=5), chain=st.text(max_size=5))
+def test_whatever_a_service_answers_is_collateral_or_a_fetch_error(bodies: list[bytes], chain: str) -> None:
+    """Nothing else is raised, for any bytes."""
+    names = ("sgx-pck-crl-issuer-chain", "tcb-info-issuer-chain", "sgx-enclave-identity-issuer-chain")
+    answers = iter([Answer(200, dict.fromkeys(names, chain), body) for body in bodies])
+    with contextlib.suppress(FetchError):
+        parse_collateral(msgspec.json.encode(run(fetch_collateral(QUOTE), lambda _: next(answers))))
 
 
 def test_a_quote_without_certificate_has_no_collateral() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -226,6 +227,22 @@ async def test_every_asynchronous_way_of_asking_verifies(proxy: str, family: Any
         await way(client)
     assert len(results) == 2
     assert results[0].attestation is results[1].attestation
+
+
+def test_the_example_of_the_page_works(proxy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script of docs/verifying.md prints an answer, and that it was verified."""
+    page = (Path(__file__).parents[1] / "docs" / "verifying.md").read_text()
+    script = page.partition("## Under the OpenAI SDK")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {
+        "policy_json": '{"policy": "UnsafeSimulatedPolicy"}',
+        "url": proxy,
+        "token": TOKEN,
+        "model": "tiny",
+    }
+    script = script.replace("stream=True", "stream=True, max_tokens=8")
+    exec(compile(script, "verifying.md", "exec"), names)
+    names["client"].close()
+    assert capsys.readouterr().out.endswith("\nverified\n")
 
 
 def test_models_are_listed_and_errors_are_the_clients_own(proxy: str) -> None:

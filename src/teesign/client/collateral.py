@@ -7,7 +7,7 @@ Nothing fetched here is trusted: `dcap-qvl` checks every signature up to Intel's
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import unquote
 
 import dcap_qvl
@@ -25,22 +25,6 @@ INTEL_PCS: Final = "https://api.trustedservices.intel.com"
 _ROOT_REVOCATIONS: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 _WHAT: Final = "Intel's collateral"
 _DER_SEQUENCE: Final = b"\x30"
-
-_Part = TypeVar("_Part", bound=msgspec.Struct)
-
-
-class _TcbInfo(msgspec.Struct, frozen=True):
-    """The answer about a machine's states; what was signed is kept as it was written."""
-
-    content: msgspec.Raw = msgspec.field(name="tcbInfo")
-    signature: str
-
-
-class _Identity(msgspec.Struct, frozen=True):
-    """The answer about the quoting enclave, likewise."""
-
-    content: msgspec.Raw = msgspec.field(name="enclaveIdentity")
-    signature: str
 
 
 class _Collateral(msgspec.Struct, frozen=True):
@@ -100,17 +84,18 @@ def fetch_collateral(quote: bytes, pccs: str = INTEL_PCS) -> Flow[dict[str, Any]
     revocations = yield from _fetch(f"{base}/sgx/certification/v4/pckcrl?ca={authority}&encoding=der")
     tcb_answer = yield from _fetch(f"{base}/tdx/certification/v4/tcb?fmspc={fmspc}")
     identity_answer = yield from _fetch(f"{base}/tdx/certification/v4/qe/identity?update=standard")
-    tcb, identity = _decode(tcb_answer, _TcbInfo), _decode(identity_answer, _Identity)
+    tcb_info, tcb_info_signature = _signed(tcb_answer, "tcbInfo")
+    qe_identity, qe_identity_signature = _signed(identity_answer, "enclaveIdentity")
     return {
         "pck_crl_issuer_chain": _chain(revocations, "sgx-pck-crl-issuer-chain"),
         "root_ca_crl": (yield from _fetch_root_revocations(base)),
         "pck_crl": _revocation_list(revocations),
         "tcb_info_issuer_chain": _chain(tcb_answer, "tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain"),
-        "tcb_info": bytes(tcb.content).decode(),
-        "tcb_info_signature": tcb.signature,
+        "tcb_info": tcb_info,
+        "tcb_info_signature": tcb_info_signature,
         "qe_identity_issuer_chain": _chain(identity_answer, "sgx-enclave-identity-issuer-chain"),
-        "qe_identity": bytes(identity.content).decode(),
-        "qe_identity_signature": identity.signature,
+        "qe_identity": qe_identity,
+        "qe_identity_signature": qe_identity_signature,
     }
 
 
@@ -137,10 +122,12 @@ def _revocation_list(answer: Answer) -> str:
     return decoded.hex()
 
 
-def _decode(answer: Answer, kind: type[_Part]) -> _Part:
+def _signed(answer: Answer, name: str) -> tuple[str, str]:
+    """Return a member of a JSON object as it was written, since that is what was signed, and its signature."""
     try:
-        return msgspec.json.decode(answer.body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        members = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+        return bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
+    except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError) as error:
         raise FetchError(f"{_WHAT} is not the JSON that it should be.", code="bad_answer") from error
 
 

@@ -23,8 +23,8 @@ from .flow import MAX_ANSWER, Answer, Question
 
 __all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of", "tls_key"]
 
-TIME_LIMIT: Final = 20.0
-"""Seconds that one question may take. A report waits for GPUs, which take some seconds each."""
+TIME_LIMIT: Final = 60.0
+"""Seconds that one question may take. A report waits for GPUs, which take some seconds each, one after the other."""
 
 _FAMILIES: Final = ("httpx", "httpx2")
 
