@@ -13,6 +13,7 @@ import httpcore
 import pytest
 from raw_backend import CHUNKED, OK, RawBackend, Served, always, answers, fetch, in_turn, until
 
+from teesign_asgi.framing import BrokenResponseError
 from teesign_asgi.upstream import AsyncRequestInterface, default_pool
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +119,15 @@ async def test_a_reset_is_an_error(upstream: AsyncRequestInterface) -> None:
     for step in (Served.read, lambda served: served.answer(OK[:-1])):
         with RawBackend(in_turn(step, Served.reset)) as backend, pytest.raises(httpcore.ReadError):
             await fetch(upstream, backend.url())
+
+
+async def test_a_reset_within_the_head_is_told_apart(kind: Kind, upstream: AsyncRequestInterface) -> None:
+    """The backend had begun to answer, so the request must not be sent again; httpcore by itself does not tell."""
+    if kind == "httpcore on asyncio":
+        pytest.skip("it is for those who pass it in; the proxy does not use it")
+    script = in_turn(lambda served: served.answer(OK[:20]), lambda _: time.sleep(0.05), Served.reset)
+    with RawBackend(script) as backend, pytest.raises(BrokenResponseError):
+        await fetch(upstream, backend.url())
 
 
 async def test_nobody_listening_is_an_error(upstream: AsyncRequestInterface) -> None:

@@ -5,7 +5,8 @@ beside chunks, longer heads, any number of interim ones, and, worst, it keeps wh
 beginning of the next one, so that a second response of the backend would reach whoever asks next. Here every byte that
 is read from a connection is also shown to a `ResponseParser`, one for each response. What that one refuses never gets
 to httpcore; and where it says that a connection is not to be used again, httpcore is told that the idle connection is
-readable, which is its own sign for one to be closed.
+readable, which is its own sign for one to be closed. A reset is told apart by whether anything of a response had come,
+since only a request to which nothing came may be sent again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import httpcore
 
-from .framing import ResponseParser
+from .framing import BrokenResponseError, ResponseParser
 
 __all__ = ["StrictBackend"]
 
@@ -56,8 +57,13 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._is_spoilt = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
-        """Read some bytes; raises `BrokenResponseError` if they do not continue a response."""
-        data = await self._stream.read(max_bytes, timeout)
+        """Read some bytes; raises `BrokenResponseError` if they do not continue a response, or end within its head."""
+        try:
+            data = await self._stream.read(max_bytes, timeout)
+        except httpcore.ReadError:
+            if self._parser is not None and self._parser.begun and not self._parser.status:
+                raise BrokenResponseError("The backend reset the connection within the head of its response.") from None
+            raise
         if data and self._parser is not None:
             self._parser.feed(data)
             self._parser.take()
