@@ -62,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.transport",
     },
     "client.flow": {"errors"},
-    "client.http": {"client.flow", "errors"},
+    "client.tls": {"errors"},
+    "client.http": {"client.flow", "client.tls", "errors"},
     "client.collateral": {"client.flow", "errors", "hexadecimal"},
     "client.server": {
         "attestation",
@@ -75,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.steps",
     },
     "client.observed": {"client.flow", "client.server", "errors", "identifiers", "sse", "verify.answer"},
-    "client.verifier": {"client.flow", "client.http", "client.observed", "client.server", "errors", "signing"},
+    "client.verifier": {"client.flow", "client.observed", "client.server", "client.tls", "errors", "signing"},
     "client.roundtrip": {
         "client.flow",
         "client.server",
@@ -85,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.bundle",
         "verify.steps",
     },
-    "client.bodies": {"client.observed"},
+    "client.bodies": {"client.observed", "client.tls"},
     "client.transport": {
         "client.bodies",
         "client.flow",

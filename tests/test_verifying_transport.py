@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import anyio
@@ -539,16 +539,20 @@ def test_without_tls_a_policy_that_binds_it_fails(server: Stack) -> None:
 
 
 class TwoEnds(httpx.BaseTransport):
-    """Somebody who has the report come from where it is genuine, and takes the prompts himself."""
+    """Somebody who has the report come from where it is genuine, and takes the prompts himself.
 
-    def __init__(self, inner: httpx.HTTPTransport, port: int) -> None:
-        self._inner = inner
-        self._port = port
+    Attributes:
+        port: where everything else goes, if it is set.
+    """
+
+    def __init__(self) -> None:
+        self.port: int | None = None
+        self._inner = httpx.HTTPTransport(verify=False)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send all but reports to the other port."""
-        if request.url.path != REPORT:
-            request.url = request.url.copy_with(port=self._port)
+        if self.port is not None and request.url.path != REPORT:
+            request.url = request.url.copy_with(port=self.port)
         return self._inner.handle_request(request)
 
     def close(self) -> None:
@@ -556,37 +560,113 @@ class TwoEnds(httpx.BaseTransport):
         self._inner.close()
 
 
-def test_the_tls_key_is_bound(tmp_path: Path) -> None:
-    """With a policy that asks for it, the report's connection and each answer's must end at the attested key."""
-    with genuine_stack(tls_cert_path=tmp_path / "own.pem") as running:
-        running.backend.play(json_answer(WHOLE))
-        with (
-            tls_front(running.client.port, tmp_path, "own") as own,
-            tls_front(running.client.port, tmp_path, "other") as other,
-        ):
-            url, elsewhere = (f"https://127.0.0.1:{port}{CHAT}" for port in (own, other))
-            policy = trust(Policy(require_tls_key=True))
-            with client(trust=policy) as ask:
-                result = ask.post(url, json={}).extensions["teesign"]
-                assert result.attestation.spki_sha256 is not None
-                with pytest.raises(VerificationError) as caught:
-                    ask.post(elsewhere, json={})
-                assert caught.value.code == "report_data_mismatch"
-            inner = TwoEnds(httpx.HTTPTransport(verify=False), other)
-            with client(trust=policy, inner=inner) as ask, pytest.raises(VerificationError) as caught:
-                ask.post(url, json={})
-            assert caught.value.code == "tls_key_mismatch"
+class AsyncTwoEnds(httpx2.AsyncBaseTransport):
+    """The same, asynchronously, and over the other library."""
+
+    def __init__(self) -> None:
+        self.port: int | None = None
+        self._inner = httpx2.AsyncHTTPTransport(verify=False)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send all but reports to the other port."""
+        if self.port is not None and request.url.path != REPORT:
+            request.url = request.url.copy_with(port=self.port)
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """A server behind TLS, and somebody else's TLS before the same server."""
+
+    backend: Backend
+    port: int
+    other: int
+
+    def url(self, path: str = CHAT, *, other: bool = False) -> str:
+        """Return a URL at one of the two."""
+        return f"https://127.0.0.1:{self.other if other else self.port}{path}"
+
+
+BINDING = trust(Policy(require_tls_key=True))
+
+
+@pytest.fixture(scope="module")
+def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronts]:
+    """A server that binds its TLS key into reports."""
+    directory = tmp_path_factory.mktemp("tls")
+    with (
+        genuine_stack(tls_cert_path=directory / "own.pem") as running,
+        tls_front(running.client.port, directory, "own") as own,
+        tls_front(running.client.port, directory, "other") as other,
+    ):
+        yield Fronts(running.backend, own, other)
+
+
+def test_the_tls_key_is_bound(fronts: Fronts) -> None:
+    """With a policy that asks for it, the report's connection must end at the key that the report binds."""
+    fronts.backend.play(json_answer(WHOLE))
+    with client(trust=BINDING) as ask:
+        assert ask.post(fronts.url(), json={}).extensions["teesign"].attestation.spki_sha256 is not None
+        with pytest.raises(VerificationError) as caught:
+            ask.post(fronts.url(other=True), json={})
+    assert caught.value.code == "report_data_mismatch"
+
+
+def test_no_prompt_goes_to_another_tls_key(fronts: Fronts) -> None:
+    """A new connection that ends elsewhere is closed before anything is sent over it."""
+    fronts.backend.play(json_answer(WHOLE))
+    traced: list[str] = []
+
+    def trace(event: str, _: Any) -> None:
+        traced.append(event)
+
+    inner = TwoEnds()
+    with client(trust=BINDING, inner=inner) as ask:
+        ask.post(fronts.url(), json={}, extensions={"trace": trace})
+        assert "http11.receive_response_body.complete" in traced
+        inner.port = fronts.other
+        with pytest.raises(VerificationError) as caught:
+            ask.post(fronts.url(), json={})
+    assert caught.value.code == "tls_key_mismatch"
+    assert fronts.backend.call.target == CHAT.encode()
+
+
+def test_no_answer_from_another_tls_key_counts(fronts: Fronts) -> None:
+    """Over a connection that was there already it is found by the answer."""
+    fronts.backend.play(json_answer(WHOLE))
+    inner = TwoEnds()
+    inner.port = fronts.other
+    with client(trust=BINDING, inner=inner) as ask:
+        ask.get(fronts.url("/version"))
+        with pytest.raises(VerificationError) as caught:
+            ask.post(fronts.url(), json={})
+    assert caught.value.code == "tls_key_mismatch"
+    assert len(fronts.backend.calls) == 1
 
 
 @pytest.mark.anyio
-async def test_the_tls_key_is_bound_asynchronously(tmp_path: Path) -> None:
-    """On both event loops."""
-    with genuine_stack(tls_cert_path=tmp_path / "own.pem") as running:
-        running.backend.play(json_answer(WHOLE))
-        with tls_front(running.client.port, tmp_path, "own") as own:
-            async with async_client(trust=trust(Policy(require_tls_key=True))) as ask:
-                response = await ask.post(f"https://127.0.0.1:{own}{CHAT}", json={})
-    assert response.extensions["teesign"].attestation.spki_sha256 is not None
+async def test_the_tls_key_is_bound_asynchronously(fronts: Fronts) -> None:
+    """On both event loops: it verifies where the key is the attested one, and no prompt goes elsewhere."""
+    fronts.backend.play(json_answer(WHOLE))
+    traced: list[str] = []
+
+    async def trace(event: str, _: Any) -> None:
+        traced.append(event)
+
+    inner = AsyncTwoEnds()
+    async with async_client(httpx2, trust=BINDING, inner=inner) as ask:
+        response = await ask.post(fronts.url(), json={}, extensions={"trace": trace})
+        assert response.extensions["teesign"].attestation.spki_sha256 is not None
+        assert "http11.receive_response_body.complete" in traced
+        inner.port = fronts.other
+        with pytest.raises(VerificationError) as caught:
+            await ask.post(fronts.url(), json={})
+    assert caught.value.code == "tls_key_mismatch"
+    assert len(fronts.backend.calls) == 1
 
 
 @pytest.mark.parametrize("absent", ["httpx", "httpx2"])

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Final, Self
 
 from .observed import ObservedExchange
+from .tls import KeyCheck
 
 __all__ = ["AsyncReceivedBody", "AsyncSentBody", "ReceivedBody", "SentBody", "body_type", "observed_request"]
 
@@ -155,9 +156,22 @@ def body_type(family: ModuleType, kind: Any) -> Any:
     return type(kind.__name__, (kind, getattr(family, kind.base)), {})
 
 
-def observed_request(family: ModuleType, request: Any, kind: Any, exchange: ObservedExchange) -> Any:
-    """Return the same request with a body that is hashed as it is sent, and without content encodings."""
-    headers = request.headers.copy()
+def observed_request(
+    family: ModuleType, request: Any, kind: Any, exchange: ObservedExchange, spki_sha256: bytes | None
+) -> Any:
+    """Return the same request with a body that is hashed as it is sent, and without content encodings.
+
+    Args:
+        family: httpx or httpx2.
+        request: the client's.
+        kind: `SentBody` or `AsyncSentBody`.
+        exchange: is shown the body.
+        spki_sha256: the TLS key at which a connection made for this must end; None for any.
+    """
+    headers, extensions = request.headers.copy(), dict(request.extensions)
     headers["accept-encoding"] = "identity"
+    if spki_sha256 is not None:
+        check = KeyCheck(request, spki_sha256)
+        extensions["trace"] = check.trace if kind is SentBody else check.trace_async
     body = body_type(family, kind)(request.stream, exchange)
-    return family.Request(request.method, request.url, headers=headers, stream=body, extensions=request.extensions)
+    return family.Request(request.method, request.url, headers=headers, stream=body, extensions=extensions)

@@ -10,18 +10,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
 from functools import partial
-from hashlib import sha256
 from types import ModuleType
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from ..errors import FetchError, UsageError
 from .flow import MAX_ANSWER, Answer, Question
+from .tls import tls_key
 
-__all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of", "tls_key"]
+__all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of"]
 
 TIME_LIMIT: Final = 60.0
 """Seconds that one question may take. A report waits for GPUs, which take some seconds each, one after the other."""
@@ -113,24 +109,6 @@ async def ask_async(
             await response.aclose()
         return _answer(response, body, key)
     raise _late(question)
-
-
-def tls_key(response: Any) -> bytes | None:
-    """Return the SHA-256 of the TLS key (SPKI, DER) that the other side of a response holds.
-
-    Returns:
-        32 bytes; None without TLS, or where the key is of a kind that cannot be read.
-    """
-    stream = response.extensions.get("network_stream")
-    ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
-    certificate = None if ssl_object is None else ssl_object.getpeercert(True)  # DER
-    if certificate is None:
-        return None
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def _request(family: ModuleType, question: Question, limit: float) -> Any:

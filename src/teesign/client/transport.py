@@ -157,7 +157,7 @@ class VerifyingTransport(_Configured, _Transport):
         ask_server = partial(ask, send, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path)
-        response = send(observed_request(family, request, SentBody, exchange))
+        response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
         if not response.is_success:
             return response
 
@@ -220,7 +220,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         ask_server = partial(ask_async, send, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path)
-        response = await send(observed_request(family, request, AsyncSentBody, exchange))
+        response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
         if not response.is_success:
             return response
 

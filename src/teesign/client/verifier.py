@@ -8,9 +8,9 @@ from typing import Any, Final
 from ..errors import VerificationError
 from ..signing import SigningAlgorithm
 from .flow import Flow
-from .http import tls_key
 from .observed import ObservedExchange, VerifiedResponse, is_signed
 from .server import Attestation, Server, Trust, attest, fetch_signature
+from .tls import check_tls_key
 
 __all__ = ["EXTENSION", "Verifier"]
 
@@ -73,10 +73,8 @@ class Verifier:
 
     def start(self, exchange: ObservedExchange, response: Any, attestation: Attestation) -> None:
         """Look at the head of a response."""
-        if attestation.spki_sha256 is not None and tls_key(response) != attestation.spki_sha256:
-            raise VerificationError(
-                "The answer came over a connection with another TLS key than the attested one.", code="tls_key_mismatch"
-            )
+        if attestation.spki_sha256 is not None:
+            check_tls_key(response, attestation.spki_sha256)
         exchange.start_response(response.headers)
 
     def finish(
