@@ -124,9 +124,22 @@ class EventStreamScanner:
         """Tell whether a chunk that ends an event can be forwarded without looking at its lines."""
         return self.event_id is not None and not self._tail and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk
 
+    def _skip(self, buffer: bytes, position: int) -> int:
+        """Return up to where nothing can happen: the id is known, and whole events follow that do not hold `[DONE]`."""
+        if self.event_id is None or self._done_pending:
+            return position
+        # CPython searches backwards in less than half the time, and mostly there is none.
+        end = len(buffer) if buffer.rfind(_DONE, position) < 0 else buffer.index(_DONE, position)
+        while (end := buffer.rfind(b"\n", position, end)) >= 0:
+            if buffer.endswith(_EVENT_ENDS, position, end + 1):
+                self._start_event()
+                self._in_line = self._after_cr = self._lone_cr = False
+                return end + 1
+        return position
+
     def _scan(self, buffer: bytes) -> int:  # noqa: C901, PLR0912 - cut up, the states would be harder to follow
         """Read the lines of `buffer` that are not scanned yet; return how many of its bytes may be handed out."""
-        position = self._scanned
+        position = self._skip(buffer, self._scanned)
         done_at = 0 if self._done_pending else None
         while position < len(buffer):
             if self._after_cr:
@@ -148,6 +161,7 @@ class EventStreamScanner:
                         done_at = start
                 elif not self._done_pending:
                     self._end_event()
+                    position = self._skip(buffer, position)
                 else:
                     self._ending = True
                     if after_lone_cr:
