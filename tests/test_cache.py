@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import pytest
@@ -170,3 +171,32 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_a_full_cache_takes_no_longer_the_more_entries_it_has_dropped() -> None:
+    """Each new entry pushes the oldest out, and finding that one must not be a walk over all that went before it."""
+    room, some = 120_000, 6_000
+    cache = SignatureCache(ttl=TTL, max_entries=room, clock=ManualClock())
+    kept = chat()
+
+    def fill(number: int) -> float:
+        begun = time.thread_time()
+        for index in range(some):
+            cache.put([f"own{number}-{index}", f"body{number}-{index}"], kept)
+        return time.thread_time() - begun
+
+    for number in range(room // some):
+        fill(number)
+    times = [fill(number) for number in range(room // some, room // some + 10)]
+    assert max(times) < 8 * min(times)
+
+
+def test_numbers_of_any_kind_measure_time() -> None:
+    """A clock that counts in whole seconds is one too."""
+    now = 0
+    cache = SignatureCache(ttl=2, max_entries=ROOM, clock=lambda: now)
+    cache.put(["first", "body"], chat())
+    now = 1
+    cache.put(["second"], chat())
+    now = 2
+    assert (cache.get("first"), cache.get("body"), cache.get("second")) == (None, None, chat())

@@ -1,9 +1,10 @@
 """Signed chats by id, for a limited time and in limited number.
 
-Theory of operation. Every entry lives equally long, so entries expire in the order in which they came: the dictionary
-that holds them, which keeps insertion order, is also the queue of what expires next. Each call drops what has expired
-from its front, so each entry is visited once when it leaves, and no call scans. The cache never starts a timer and
-never reads a clock of its own.
+Theory of operation. One dictionary has every id of every entry. Every entry lives equally long, so entries expire in
+the order in which they came: a queue holds, for each, the time at which its own is over and then its ids. Each call
+looks whether the time of the first is over, and drops what has expired from the queue's front; so each entry is visited
+once when it leaves, and no call scans. (The dictionary keeps that order too, but finding its first key is a walk over
+all that were removed before.) The cache never starts a timer and never reads a clock of its own.
 
 An entry answers to several ids. The first is its own and must be fresh and random; the others come from response
 bodies, where clients of some backends can choose them. So the first entry to use such an id keeps it until it expires:
@@ -12,7 +13,9 @@ a later response that repeats the id of an earlier one cannot take its place.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final, Protocol
 
 from .errors import UsageError
@@ -46,7 +49,7 @@ class SignatureCache:
         UsageError: `bad_cache_bounds` if `ttl` or `max_entries` is not positive.
     """
 
-    __slots__ = ("_aliases", "_clock", "_entries", "_max_entries", "_ttl")
+    __slots__ = ("_chats", "_clock", "_entries", "_first_over", "_max_entries", "_queue", "_ttl")
 
     def __init__(self, *, ttl: float, max_entries: int, clock: Callable[[], float]) -> None:
         if ttl <= 0 or max_entries < 1:
@@ -54,16 +57,18 @@ class SignatureCache:
         self._ttl: Final = ttl
         self._max_entries: Final = max_entries
         self._clock: Final = clock
-        self._entries: dict[str, tuple[float, SignedChat, tuple[str, ...]]] = {}
-        self._aliases: dict[str, str] = {}
+        self._chats: dict[str, SignedChat] = {}
+        self._queue: deque[float | str] = deque()
+        self._first_over = inf  # the time at the queue's front
+        self._entries = 0
 
     def __len__(self) -> int:
         """Count the entries, without those that have expired."""
         self._expire(self._clock())
-        return len(self._entries)
+        return self._entries
 
     def __repr__(self) -> str:
-        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={len(self._entries)})"
+        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={self._entries})"
 
     def put(self, ids: Sequence[str], chat: SignedChat) -> None:
         """Keep `chat` for one ttl from now.
@@ -77,30 +82,44 @@ class SignatureCache:
             UsageError: `duplicate_id` if there is no id, or the first one is in use. Nothing is changed then.
         """
         now = self._clock()
-        self._expire(now)
-        own, *others = dict.fromkeys(ids) or [""]
-        if not own or own in self._entries or own in self._aliases:
+        if now >= self._first_over:
+            self._expire(now)
+        chats, queue = self._chats, self._queue
+        if not ids or not ids[0] or ids[0] in chats:
             raise UsageError("An entry needs an id of its own that no other entry has.", code="duplicate_id")
-        aliases = tuple(other for other in others if other not in self._aliases and other not in self._entries)
-        self._entries[own] = (now + self._ttl, chat, aliases)
-        for alias in aliases:
-            self._aliases[alias] = own
-        if len(self._entries) > self._max_entries:
-            self._drop(next(iter(self._entries)))
+        over = now + self._ttl
+        if not queue:
+            self._first_over = over
+        queue.append(over)
+        for chat_id in ids:
+            known = len(chats)
+            chats.setdefault(chat_id, chat)
+            if len(chats) > known:
+                queue.append(chat_id)
+        self._entries += 1
+        if self._entries > self._max_entries:
+            self._drop_first()
 
     def get(self, chat_id: str) -> SignedChat | None:
         """Return the chat that answers to `chat_id`, or None if there is none or its time is over."""
-        self._expire(self._clock())
-        entry = self._entries.get(self._aliases.get(chat_id, chat_id))
-        return None if entry is None else entry[1]
+        now = self._clock()
+        if now >= self._first_over:
+            self._expire(now)
+        return self._chats.get(chat_id)
 
     def _expire(self, now: float) -> None:
-        while self._entries:
-            oldest = next(iter(self._entries))
-            if self._entries[oldest][0] > now:
-                return
-            self._drop(oldest)
+        while now >= self._first_over:
+            self._drop_first()
 
-    def _drop(self, own: str) -> None:
-        for alias in self._entries.pop(own)[2]:
-            del self._aliases[alias]
+    def _drop_first(self) -> None:
+        queue = self._queue
+        queue.popleft()
+        self._first_over = inf
+        while queue:
+            chat_id = queue[0]
+            if not isinstance(chat_id, str):
+                self._first_over = chat_id
+                break
+            del self._chats[chat_id]
+            queue.popleft()
+        self._entries -= 1

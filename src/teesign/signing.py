@@ -156,7 +156,7 @@ class Ed25519Signer:
         return crypto_sign(text.encode(), self._secret_key)[: _SIGNATURE_LENGTH["ed25519"]].hex()
 
 
-class SignedChat(msgspec.Struct, frozen=True):
+class SignedChat(msgspec.Struct, frozen=True, gc=False):
     """What is stored for one signed response: the text, and both signatures with their addresses."""
 
     text: str
