@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.transport",
     },
     "client.flow": {"errors"},
-    "client.tls": {"errors"},
+    "client.tls": {"client.flow"},
     "client.http": {"client.flow", "client.tls", "errors"},
     "client.collateral": {"client.flow", "errors", "hexadecimal"},
     "client.server": {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import secrets
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -25,7 +27,15 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from teesign import FetchError, Quote, SigningPair, VerificationError
-from teesign.client import AsyncVerifyingTransport, VerifiedResponse, VerifyingTransport
+from teesign.client import (
+    AsyncVerifyingTransport,
+    Server,
+    VerifiedResponse,
+    VerifyingTransport,
+    ask_with,
+    round_trip,
+    run,
+)
 from teesign.sources import Sources
 from teesign.testing import ManualClock, fixed_pair
 from teesign.verify.policy import Policy
@@ -635,6 +645,21 @@ def test_no_prompt_goes_to_another_tls_key(fronts: Fronts) -> None:
     assert fronts.backend.call.target == CHAT.encode()
 
 
+def test_a_round_trip_sends_no_prompt_to_another_tls_key(fronts: Fronts) -> None:
+    """Nor do single questions: what `teesign verify` asks goes to the attested key as well."""
+    fronts.backend.play(json_answer(WHOLE))
+    inner = TwoEnds()
+    server = Server(f"https://127.0.0.1:{fronts.port}", f"Bearer {TOKEN}")
+    flow = partial(round_trip, server, BINDING, "noise", random=secrets.token_bytes, clock=clock)
+    with httpx.Client(transport=inner) as ask:
+        assert run(flow(), ask_with(ask)).response == WHOLE
+        inner.port = fronts.other
+        with pytest.raises(VerificationError) as caught:
+            run(flow(), ask_with(ask))
+    assert caught.value.code == "tls_key_mismatch"
+    assert len(fronts.backend.calls) == 1
+
+
 def test_no_answer_from_another_tls_key_counts(fronts: Fronts) -> None:
     """Over a connection that was there already it is found by the answer."""
     fronts.backend.play(json_answer(WHOLE))
@@ -683,8 +708,8 @@ transport = teesign.client.VerifyingTransport(teesign.verify.policy.Policy(), li
 with family.Client(transport=transport) as client:
     print(client.get({url_of(server, "/version")!r}).status_code)
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "200", run.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert process.stdout.strip() == "200", process.stderr
 
 
 def test_the_genuine_evidence_is_not_simulated() -> None:

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ..errors import FetchError
+from ..errors import FetchError, VerificationError
 
-__all__ = ["MAX_ANSWER", "Answer", "Flow", "Question", "decode_object", "host_of", "run", "run_async"]
+__all__ = ["MAX_ANSWER", "Answer", "Flow", "Question", "decode_object", "host_of", "other_tls_key", "run", "run_async"]
 
 MAX_ANSWER: Final = 16 * 1024 * 1024
 """Longest answer that is read, in bytes: some fifty GPUs' worth of evidence."""
@@ -31,12 +31,15 @@ class Question(msgspec.Struct, frozen=True):
         authorization: value of the header of that name, or None. It goes to this URL and nowhere else, so redirects
             must not be followed.
         body: JSON to POST; None to GET.
+        spki_sha256: SHA-256 of the TLS key at which the connection must end: nothing is sent over a new one that does
+            not, and no answer counts that came over another. None for any.
     """
 
     what: str
     url: str
     authorization: str | None = None
     body: bytes | None = None
+    spki_sha256: bytes | None = None
 
     def __repr__(self) -> str:
         return f"Question({self.what!r}, {self.host!r})"
@@ -47,11 +50,14 @@ class Question(msgspec.Struct, frozen=True):
         return host_of(self.url)
 
     def expect(self, answer: Answer, status: int = 200) -> Answer:
-        """Return the answer if it has this status.
+        """Return the answer if it has this status, and came from whom it must.
 
         Raises:
             FetchError: `bad_status` if it has another.
+            VerificationError: `tls_key_mismatch` if it came over a connection that ends at another TLS key.
         """
+        if self.spki_sha256 is not None and answer.spki_sha256 != self.spki_sha256:
+            raise other_tls_key()
         if answer.status != status:
             raise FetchError(
                 f"Asked for {self.what}, {self.host} answered {answer.status}.", code="bad_status", status=answer.status
@@ -111,6 +117,11 @@ async def run_async(flow: Flow[Result], ask: Callable[[Question], Awaitable[Answ
         return result
     finally:
         flow.close()
+
+
+def other_tls_key() -> VerificationError:
+    """Return what is raised where a connection ends at another TLS key than it must."""
+    return VerificationError("The connection ends at another TLS key than the attested one.", code="tls_key_mismatch")
 
 
 def host_of(url: str) -> str:

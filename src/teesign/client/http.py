@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..errors import FetchError, UsageError
 from .flow import MAX_ANSWER, Answer, Question
-from .tls import tls_key
+from .tls import KeyCheck, tls_key
 
 __all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of"]
 
@@ -76,10 +76,14 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
 
     Raises:
         FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
+        VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
     deadline = time.monotonic() + limit
     with _failures(family, question):
-        response = send(_request(family, question, limit))
+        request = _request(family, question, limit)
+        if question.spki_sha256 is not None:
+            request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace
+        response = send(request)
         body = bytearray()
         with closing(response):
             key = tls_key(response)
@@ -98,7 +102,10 @@ async def ask_async(
 
     body = bytearray()
     with _failures(family, question), anyio.move_on_after(limit):
-        response = await send(_request(family, question, limit))
+        request = _request(family, question, limit)
+        if question.spki_sha256 is not None:
+            request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace_async
+        response = await send(request)
         try:
             key = tls_key(response)
             async with aclosing(aiter(response.stream)) as chunks:

@@ -66,21 +66,18 @@ def round_trip(
         passed: called after each step that has passed, of `verify_report` and then of `verify_answer`.
 
     Raises:
-        VerificationError: as from `attest` and `verify_answer`; `signature_missing`; `tls_key_mismatch` if the answer
-            comes over a connection with another key than the attested one.
+        VerificationError: as from `attest` and `verify_answer`; `signature_missing`; `tls_key_mismatch` if a
+            connection ends at another key than the attested one.
         FetchError: what cannot be had.
         UsageError: `model_unknown` if nobody says which model to ask.
     """
     attestation = yield from attest(server, trust, random=random, clock=clock, passed=passed)
     verified = attestation.verified
     request = _chat(server.model or _named_model(attestation), prompt)
-    question = Question("an answer", f"{server.url.rstrip('/')}/v1/chat/completions", server.authorization, request)
+    url = f"{server.url.rstrip('/')}/v1/chat/completions"
+    question = Question("an answer", url, server.authorization, request, attestation.spki_sha256)
     answer = question.expect((yield question))
-    if attestation.spki_sha256 is not None and answer.spki_sha256 != attestation.spki_sha256:
-        raise VerificationError(
-            "The answer came over a connection with another TLS key than the attested one.", code="tls_key_mismatch"
-        )
-    signature = yield from fetch_signature(server, _signature_id(answer))
+    signature = yield from fetch_signature(server.bound_to(attestation), _signature_id(answer))
     bundle = bundle_of(attestation, request, answer.body, signature)
     verify_answer(
         request,

@@ -31,12 +31,14 @@ class Server(msgspec.Struct, frozen=True):
         authorization: value of the header of that name, such as "Bearer …"; None for none.
         algorithm: which of its keys is to be attested, and its signatures checked.
         model: the model's name, for servers that want it in the query; left out when None.
+        spki_sha256: the attested TLS key, see `bound_to`.
     """
 
     url: str
     authorization: str | None = None
     algorithm: SigningAlgorithm = "ecdsa"
     model: str | None = None
+    spki_sha256: bytes | None = None
 
     def __repr__(self) -> str:
         return f"Server({host_of(self.url)!r}, algorithm={self.algorithm!r})"
@@ -44,7 +46,12 @@ class Server(msgspec.Struct, frozen=True):
     def question(self, what: str, path: str, **query: str) -> Question:
         """Return what to ask, with the algorithm and the model in the query."""
         named = {"signing_algo": self.algorithm, **query, **({} if self.model is None else {"model": self.model})}
-        return Question(what, f"{self.url.rstrip('/')}{path}?{urlencode(named)}", self.authorization)
+        url = f"{self.url.rstrip('/')}{path}?{urlencode(named)}"
+        return Question(what, url, self.authorization, spki_sha256=self.spki_sha256)
+
+    def bound_to(self, attestation: Attestation) -> Server:
+        """Return the same server, of which nothing more is asked but at the TLS key that its report binds, if any."""
+        return msgspec.structs.replace(self, spki_sha256=attestation.spki_sha256)
 
 
 class Trust(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..errors import VerificationError
+from .flow import other_tls_key
 
 __all__ = ["KeyCheck", "check_tls_key", "tls_key"]
 
@@ -36,7 +36,7 @@ def check_tls_key(response: Any, expected: bytes) -> None:
         VerificationError: `tls_key_mismatch`.
     """
     if tls_key(response) != expected:
-        raise _mismatch()
+        raise other_tls_key()
 
 
 class KeyCheck:
@@ -62,7 +62,7 @@ class KeyCheck:
         stream = self._stranger(event, info)
         if stream is not None:
             stream.close()
-            raise _mismatch()
+            raise other_tls_key()
         if self._then is not None:
             self._then(event, info)
 
@@ -71,7 +71,7 @@ class KeyCheck:
         stream = self._stranger(event, info)
         if stream is not None:
             await stream.aclose()
-            raise _mismatch()
+            raise other_tls_key()
         if self._then is not None:
             then: Awaitable[None] = self._then(event, info)
             await then
@@ -96,7 +96,3 @@ def _key_of(stream: Any) -> bytes | None:
     except (ValueError, UnsupportedAlgorithm):
         return None
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-
-
-def _mismatch() -> VerificationError:
-    return VerificationError("The connection ends at another TLS key than the attested one.", code="tls_key_mismatch")

@@ -83,7 +83,7 @@ class Verifier:
         """Fetch the signature of a whole response and check it."""
         if exchange.signature_id is None:
             raise VerificationError("The answer has no id to ask for its signature by.", code="signature_missing")
-        signature = yield from fetch_signature(server, exchange.signature_id)
+        signature = yield from fetch_signature(server.bound_to(attestation), exchange.signature_id)
         try:
             answer = exchange.check(signature, attestation)
         except VerificationError as error:
