@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from teesign_asgi import tasks
 from teesign_asgi.errors import ClientDisconnectedError
-from teesign_asgi.tasks import run_in_background, run_while_connected
+from teesign_asgi.tasks import on_asyncio, run_in_background, run_while_connected
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def watched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watch clients from the beginning on, so that no test needs to wait for that."""
+    monkeypatch.setattr(tasks, "GRACE", 0)
 
 
 class Client:
@@ -70,14 +79,14 @@ async def test_work_is_cancelled_when_the_client_leaves() -> None:
 
 
 async def test_work_that_is_finished_is_finished() -> None:
-    """Also if the client leaves before it returns."""
+    """Also if the client leaves before it returns, and even if it was told to stop."""
     client, seen = Client(), list[str]()
 
     async def work() -> None:
         await settle()
         client.leaves.set()
-        with anyio.CancelScope(shield=True):
-            await settle()
+        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep_forever()
         seen.append("finished")
 
     await run_while_connected(client.wait_for_disconnect, work)
@@ -133,6 +142,69 @@ async def test_cancellation_from_outside_passes_through() -> None:
     await settle()
     assert seen == []
     assert not client.watching
+
+
+async def test_the_caller_goes_on_as_if_nothing_was_cancelled() -> None:
+    """Whatever became of the work: what the caller does next can wait, and be given a time limit."""
+    client = Client()
+    client.leaves.set()
+
+    async def fail() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("while cleaning up")
+
+    for work, error in ((anyio.sleep_forever, ClientDisconnectedError), (fail, ValueError)):
+        with pytest.raises(error):
+            await run_while_connected(client.wait_for_disconnect, work)
+        with anyio.move_on_after(0.01) as scope:
+            await anyio.sleep_forever()
+        assert scope.cancelled_caught
+    if on_asyncio():
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+
+async def test_somebody_else_who_cancels_counts_more_than_a_client_that_left() -> None:
+    """Both at the same moment: the work is cancelled, and so is its caller."""
+    client, seen = Client(), list[str]()
+
+    async def call() -> None:
+        async def work() -> None:
+            try:
+                client.leaves.set()
+                await anyio.sleep_forever()
+            finally:
+                scope.cancel()
+
+        try:
+            await run_while_connected(client.wait_for_disconnect, work)
+        except ClientDisconnectedError:
+            seen.append("disconnected")
+        await anyio.lowlevel.checkpoint()
+        seen.append("went on")
+
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        await call()
+    assert "went on" not in seen
+
+
+async def test_work_that_is_short_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On asyncio, where watching costs as much as the work; what takes longer is watched from then on."""
+    monkeypatch.setattr(tasks, "GRACE", 0.05)
+    client, seen = Client(), list[bool]()
+
+    async def work() -> None:
+        await settle()
+        seen.append(client.watching)
+
+    await run_while_connected(client.wait_for_disconnect, work)
+    assert seen == [not on_asyncio()]
+    client.leaves.set()
+    with anyio.fail_after(5), pytest.raises(ClientDisconnectedError):
+        await run_while_connected(client.wait_for_disconnect, anyio.sleep_forever)
 
 
 async def test_background_work_outlives_the_one_who_started_it() -> None:

@@ -1,7 +1,7 @@
 """The two things that asyncio and trio do differently, behind one function each.
 
 On asyncio a task group around each request costs more than the rest of the proxy's bookkeeping together, so plain tasks
-are used there; trio has no plain tasks.
+are used there, and only for requests that take a while; trio has no plain tasks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import anyio
 from .errors import ClientDisconnectedError
 
 __all__ = ["on_asyncio", "run_in_background", "run_while_connected"]
+
+GRACE: Final = 0.05
+"""Seconds until the client of some work is watched, on asyncio. Most errors and many answers take less, and to have a
+server wait for the client's going costs as much as the rest of such a request."""
 
 _background: Final[set[asyncio.Task[None]]] = set()  # the event loop itself keeps only weak references
 
@@ -40,25 +44,44 @@ async def run_while_connected(
     Raises:
         ClientDisconnectedError: if `work` was cut off; it has been cancelled and has cleaned up by then. Work that is
             finished is finished, even if the client goes at the same moment.
+
+    On asyncio the task is cancelled as `asyncio.Task.cancel` does it, once: scopes of anyio do not shield from that, and
+    work that waits while it cleans up is not cancelled again.
     """
-    if not on_asyncio():
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
         await _run_in_nursery(wait_for_disconnect, work)
         return
-    finished = False
-    with anyio.CancelScope() as scope:
+    task = asyncio.current_task()
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+    gone = False
+    cancelled_before = task.cancelling()
 
-        async def watch() -> None:
-            await wait_for_disconnect()
-            scope.cancel()
+    async def watch() -> None:
+        nonlocal gone
+        await wait_for_disconnect()
+        gone = True
+        task.cancel()
 
-        watcher = asyncio.create_task(watch())
-        try:
-            await work()
-            finished = True
-        finally:
+    def start_watching() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(GRACE, start_watching)
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if not gone or task.cancelling() > cancelled_before + 1:
+            raise  # somebody else cancels the task, and means more than this work
+        raise ClientDisconnectedError from None
+    finally:
+        timer.cancel()
+        if watcher is not None:
             watcher.cancel()
-    if not finished:
-        raise ClientDisconnectedError
+        if gone:
+            task.uncancel()
 
 
 async def _run_in_nursery(
