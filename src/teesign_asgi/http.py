@@ -108,7 +108,7 @@ class Request:
         self.query: bytes = scope.get("query_string", b"")
         self.target = b"%b?%b" % (raw_path, self.query) if self.query else raw_path
         self.path = _below(root, scope["path"])
-        self.raw_path = _below(quote(root), raw_path.decode("latin-1")).encode("latin-1")
+        self.raw_path = _below(quote(root), raw_path.decode("latin-1")).encode("latin-1") if root else raw_path
         self.headers: Headers = list(scope["headers"])
         picked: dict[bytes, list[bytes]] = {}
         for name, value in self.headers:

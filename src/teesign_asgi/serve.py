@@ -7,6 +7,7 @@ wrong with the configuration is reported before the port is opened.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -31,6 +32,9 @@ from .signals import drain_first, end_at_second_signal, end_with_parent
 __all__ = ["run_server", "serve"]
 
 _MAX_CONNECTIONS: Final = 65_536
+
+_COLLECT_AT: Final = 50_000
+"""How many more objects there must be than at the last look for cycles until the next."""
 
 _SPARE_SECONDS: Final = 10
 """How much longer than its drain a worker may take to end before it is killed."""
@@ -131,6 +135,10 @@ def _load(settings: Settings) -> Any:
     app = App(settings)
     log.on_drop = app.metrics.dropped_log_lines.inc
     drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
+    # What a request leaves behind goes by reference counting. The collector, which looks for cycles at every 700 new
+    # objects, finds next to nothing, and takes a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AT)
     return app
 
 

@@ -45,8 +45,8 @@ async def run_while_connected(
         ClientDisconnectedError: if `work` was cut off; it has been cancelled and has cleaned up by then. Work that is
             finished is finished, even if the client goes at the same moment.
 
-    On asyncio the task is cancelled as `asyncio.Task.cancel` does it, once: scopes of anyio do not shield from that, and
-    work that waits while it cleans up is not cancelled again.
+    On asyncio the task is cancelled as `asyncio.Task.cancel` does it, once: scopes of anyio do not shield from that,
+    and work that waits while it cleans up is not cancelled again.
     """
     try:
         loop = asyncio.get_running_loop()

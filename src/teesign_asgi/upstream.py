@@ -13,8 +13,9 @@ generation is started twice.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import anyio
@@ -126,10 +127,7 @@ class Backend:
     async def _send(
         self, method: str, url: httpcore.URL, headers: Headers, content: bytes | AsyncIterator[bytes]
     ) -> httpcore.Response:
-        default_port = {b"http": 80, b"https": 443}.get(url.scheme)
-        host = b"[%b]" % url.host if b":" in url.host else url.host
-        port = b"" if url.port in (None, default_port) else b":%d" % url.port
-        sent = [(b"Host", host + port), *headers]
+        sent = [(b"Host", _authority(url.scheme, url.host, url.port)), *headers]
         if isinstance(content, bytes) and (content or method in ("POST", "PUT", "PATCH")):
             sent.append((b"Content-Length", str(len(content)).encode()))
         connected = False
@@ -138,10 +136,9 @@ class Backend:
             nonlocal connected
             connected = connected or event.startswith("connection.connect_")
 
+        stream = _Whole(content) if isinstance(content, bytes) else content
         for attempt in (1, 2):
-            request = httpcore.Request(
-                method, url, headers=sent, content=content, extensions={"timeout": self._timeouts, "trace": trace}
-            )
+            request = _Request(method, url, sent, stream, {"timeout": self._timeouts, "trace": trace})
             begun = self._clock()
             try:
                 return await self._http.handle_async_request(request)
@@ -152,6 +149,39 @@ class Backend:
             except _REFUSED as error:
                 raise BackendError(_kind(error)) from None
         raise AssertionError("unreachable")
+
+
+class _Request(httpcore.Request):
+    """A request whose parts are of the right types; httpcore's own looks at each, which takes longer than to send."""
+
+    def __init__(
+        self,
+        method: str,
+        url: httpcore.URL,
+        headers: Headers,
+        stream: AsyncIterable[bytes],
+        extensions: MutableMapping[str, Any],
+    ) -> None:
+        self.method = method.encode("ascii")
+        self.url = url
+        self.headers = headers
+        self.stream = stream
+        self.extensions = extensions
+
+
+class _Whole:
+    """A body that is there already, in both ways in which httpcore's interface may ask for it."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
 
 
 class BackendResponse:
@@ -236,6 +266,13 @@ class _HeldResponse:
 
     async def __aexit__(self, *_: object) -> None:
         await self._response.aclose()
+
+
+@lru_cache
+def _authority(scheme: bytes, host: bytes, port: int | None) -> bytes:
+    """Return the value of the Host header (RFC 9110 section 7.2): without the port if that is the scheme's own."""
+    shown = b"[%b]" % host if b":" in host else host
+    return shown if port in (None, {b"http": 80, b"https": 443}.get(scheme)) else b"%b:%d" % (shown, port)
 
 
 def _came_to_nothing(error: Exception) -> bool:
