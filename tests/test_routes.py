@@ -86,6 +86,13 @@ def test_another_method_is_refused(method: str, path: str) -> None:
         assert caught.value.headers == ((b"allow", method.encode()),)
 
 
+def test_no_tunnel_is_asked_for() -> None:
+    """CONNECT never reaches the backend, whatever the path."""
+    with pytest.raises(HttpError) as caught:
+        find_endpoint("CONNECT", "/v1/other", b"/v1/other")
+    assert caught.value.status == 400
+
+
 @pytest.mark.parametrize(
     ("path", "label"),
     [

@@ -152,12 +152,15 @@ def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
         raw_path: its path as it came: an encoded slash does not separate segments.
 
     Raises:
-        HttpError: 405 for another method on a path of the table.
+        HttpError: 405 for another method on a path of the table; 400 for CONNECT on any other, since a backend that
+            agrees would open a tunnel (RFC 9110 section 9.3.6) where a response is expected.
     """
     endpoint = _BY_PATH.get(path) if path.count("/") == raw_path.count(b"/") else None
     if endpoint is None or endpoint is _SIGNATURES:
         directory = raw_path[: raw_path.rfind(b"/") + 1].decode("latin-1")
         if unquote(directory) != _SIGNATURES.path:
+            if method == "CONNECT":
+                raise bad_request("CONNECT asks for a tunnel, and there are none here")
             return CATCH_ALL
         endpoint = _SIGNATURES
     if endpoint.method != method:
