@@ -166,41 +166,50 @@ def test_collateral_is_fetched(as_hex: bool) -> None:  # noqa: FBT001 - a row
     assert b"/tdx/certification/v4/tcb?fmspc=00906ED50000" in targets
 
 
-def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none() -> None:
-    """Intel's own service lacks the path that caches have."""
-    flow = fetch_collateral(QUOTE, "http://pccs")
-    answers = {
-        "/pckcrl": Answer(200, {"sgx-pck-crl-issuer-chain": "c%0A"}, b"\x30\x01"),
-        "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {"a" : 1}, "signature": "00"}'),
-        "/identity": Answer(
-            200, {"sgx-enclave-identity-issuer-chain": "c"}, b'{"enclaveIdentity": {}, "signature": ""}'
-        ),
-        "/rootcacrl": Answer(404, {}, b""),
-        "/IntelSGXRootCA.der": Answer(200, {}, b"\x30\x02"),
-    }
+COLLATERAL_ANSWERS = {
+    "/pckcrl": Answer(200, {"sgx-pck-crl-issuer-chain": "c%0A"}, b"\x30\x01"),
+    "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {"a" : 1}, "signature": "00"}'),
+    "/identity": Answer(200, {"sgx-enclave-identity-issuer-chain": "c"}, b'{"enclaveIdentity": {}, "signature": ""}'),
+    "/rootcacrl": Answer(404, {}, b""),
+    "/IntelSGXRootCA.der": Answer(200, {}, b"\x30\x02"),
+}
+
+
+def collateral_of(answers: dict[str, Answer]) -> dict[str, Any]:
+    """Return the collateral that a service with these answers, by the ends of paths, gives."""
 
     def ask(question: Question) -> Answer:
         return next(given for path, given in answers.items() if path in question.url)
 
-    fetched = run(flow, ask)
+    return run(fetch_collateral(QUOTE, "http://pccs"), ask)
+
+
+def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none() -> None:
+    """Intel's own service lacks the path that caches have."""
+    fetched = collateral_of(COLLATERAL_ANSWERS)
     assert (fetched["root_ca_crl"], fetched["pck_crl"]) == ("3002", "3001")
     assert (fetched["tcb_info"], fetched["pck_crl_issuer_chain"]) == ('{"a" : 1}', "c\n")
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("path", "broken", "code"),
     [
-        Answer(200, {}, b"\x30\x01"),
-        Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"xyz"),
-        Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"<html>"),
-        Answer(500, {}, b""),
-        Answer(302, {"location": "http://elsewhere"}, b""),
+        ("/pckcrl", Answer(200, {}, b"\x30\x01"), "bad_answer"),
+        ("/pckcrl", Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"xyz"), "bad_answer"),
+        ("/pckcrl", Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"ff00"), "bad_answer"),
+        ("/tcb", Answer(200, {}, b'{"tcbInfo": {}, "signature": ""}'), "bad_answer"),
+        ("/tcb", Answer(200, {"tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {}}'), "bad_answer"),
+        ("/identity", Answer(200, {"sgx-enclave-identity-issuer-chain": "c"}, b"<html>"), "bad_answer"),
+        ("/identity", Answer(500, {}, b""), "bad_status"),
+        ("/tcb", Answer(302, {"location": "http://elsewhere"}, b""), "bad_status"),
+        ("/IntelSGXRootCA.der", Answer(404, {}, b""), "bad_status"),
     ],
 )
-def test_a_service_without_collateral_fails_the_fetch(broken: Answer) -> None:
+def test_a_service_without_collateral_fails_the_fetch(path: str, broken: Answer, code: str) -> None:
     """Whatever is not what was asked for; a redirect is not followed."""
-    with pytest.raises(FetchError):
-        run(fetch_collateral(QUOTE, "http://pccs"), lambda _: broken)
+    with pytest.raises(FetchError) as caught:
+        collateral_of(COLLATERAL_ANSWERS | {path: broken})
+    assert caught.value.code == code
 
 
 @given(bodies=st.lists(st.binary(max_size=40) | st.just(b"\x30"), min_size=5, max_size=5), chain=st.text(max_size=5))

@@ -260,6 +260,16 @@ def test_what_is_not_signed_passes(middle: MiddleMan, method: str, path: str) ->
     assert middle.seen == [path]
 
 
+@pytest.mark.anyio
+async def test_what_is_not_signed_passes_asynchronously(middle: MiddleMan) -> None:
+    """On both event loops; errors too."""
+    async with async_client() as ask:
+        assert (await ask.get(f"{middle.url}/v1/models")).status_code == 200
+        assert middle.seen == ["/v1/models"]
+        response = await ask.post(f"{middle.url}{CHAT}", content=b"no JSON")
+    assert (response.status_code, "teesign" in response.extensions) == (400, False)
+
+
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 429, 500, 503])
 def test_errors_and_redirects_pass(server: Stack, status: int) -> None:
     """They are no answers, and never signed; redirects are not followed."""
@@ -527,6 +537,26 @@ async def test_streams_verify_beside_each_other(server: Stack) -> None:
         for number in range(10):
             tasks.start_soon(one, number)
     assert len({result.answer.request_sha256 for result in results}) == 10
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("ending", "added"),
+    [
+        pytest.param(b"data: [DONE]", b"", id="ended-by-the-body"),
+        pytest.param(DONE, b"data: {}\n\n", id="more-after-it"),
+    ],
+)
+async def test_a_streams_end_is_found_asynchronously(
+    server: Stack, middle: MiddleMan, ending: bytes, added: bytes
+) -> None:
+    """It is the terminator, after which nothing is handed out, or, where that has no blank line, the body's end."""
+    server.backend.play(event_stream(*EVENTS, ending))
+    middle.on_response = lambda message: message.with_body(message.body + (added if message.path == CHAT else b""))
+    async with async_client(httpx2) as ask:
+        response = await ask.post(f"{middle.url}{CHAT}", json={})
+    assert response.content == b"".join(EVENTS) + ending
+    assert "teesign" in response.extensions
 
 
 @pytest.mark.anyio

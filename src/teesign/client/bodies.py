@@ -37,10 +37,6 @@ class SentBody:
             self._exchange.send(chunk)
             yield chunk
 
-    def close(self) -> None:
-        """Close the body."""
-        self._body.close()
-
 
 class AsyncSentBody:
     """The same, asynchronously.
@@ -64,10 +60,6 @@ class AsyncSentBody:
         chunk: bytes = await anext(self._chunks)
         self._exchange.send(chunk)
         return chunk
-
-    async def aclose(self) -> None:
-        """Close the body."""
-        await self._body.aclose()
 
 
 class ReceivedBody:
