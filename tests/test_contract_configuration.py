@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 HERE = "test_contract_configuration"
 ENDPOINTS, RESPONSES = "test_contract_endpoints", "test_contract_responses"
 SIGNATURE, ATTESTATION = "test_contract_signature", "test_contract_attestation"
-SHUTDOWN = "test_shutdown"
+SHUTDOWN, STALLS = "test_shutdown", "test_stalls"
 
 TESTED = {
     "MODEL_NAME": (SIGNATURE, "test_ids_are_namespaced_by_the_model"),
@@ -49,6 +49,8 @@ TESTED = {
     "VLLM_RERANK_URL": (ENDPOINTS, "test_endpoints_can_have_another_backend"),
     "VLLM_SCORE_URL": (ENDPOINTS, "test_endpoints_can_have_another_backend"),
     "VLLM_PROXY_TIMEOUT_SECS": (RESPONSES, "test_a_backend_that_is_silent"),
+    "CLIENT_BODY_TIMEOUT": (STALLS, "test_an_upload_that_stops"),
+    "CLIENT_WRITE_TIMEOUT": (STALLS, "test_a_client_that_stops_reading"),
     "RATE_LIMIT_PER_SECOND": (HERE, "test_the_rate_limit_refills"),
     "RATE_LIMIT_BURST_SIZE": (HERE, "test_the_rate_limit_refills"),
     "TRUSTED_PROXY_HOPS": (HERE, "test_trusted_proxies"),
@@ -177,6 +179,8 @@ BAD_VALUES = {
     "VLLM_RERANK_URL": "http://host/?CANARY",
     "VLLM_SCORE_URL": "http://host/#CANARY",
     "VLLM_PROXY_TIMEOUT_SECS": "inf",
+    "CLIENT_BODY_TIMEOUT": "0",
+    "CLIENT_WRITE_TIMEOUT": "forever",
     "RATE_LIMIT_PER_SECOND": "0",
     "RATE_LIMIT_BURST_SIZE": "0",
     "TRUSTED_PROXY_HOPS": "-1",

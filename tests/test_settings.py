@@ -34,6 +34,8 @@ DEFAULTS: list[tuple[str, str, object]] = [
     ("VLLM_RERANK_URL", "rerank_url", None),
     ("VLLM_SCORE_URL", "score_url", None),
     ("VLLM_PROXY_TIMEOUT_SECS", "backend_timeout", 600),
+    ("CLIENT_BODY_TIMEOUT", "client_body_timeout", 30),
+    ("CLIENT_WRITE_TIMEOUT", "client_write_timeout", 60),
     ("RATE_LIMIT_PER_SECOND", "rate_limit_per_second", 100),
     ("RATE_LIMIT_BURST_SIZE", "rate_limit_burst", 200),
     ("TRUSTED_PROXY_HOPS", "trusted_proxy_hops", 0),
@@ -57,7 +59,8 @@ DEFAULTS: list[tuple[str, str, object]] = [
 TEXTS = ("MODEL_NAME", "LISTEN_HOST", "GPU_EVIDENCE_PYTHON", "GPU_EVIDENCE_COMMAND", "DSTACK_SIMULATOR_ENDPOINT")
 BOOLEANS = ("DEV", "GPU_NO_HW_MODE", "PUBLIC_ATTESTATION", "TRUST_REQUEST_HASH", "ALLOW_BACKEND_ADMIN")
 DRAIN = ("DRAIN_DELAY", "DRAIN_TIMEOUT", "DRAIN_LINGER")
-SECONDS = ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", "ATTESTATION_CACHE_TTL", *DRAIN)
+CLIENT = ("CLIENT_BODY_TIMEOUT", "CLIENT_WRITE_TIMEOUT")
+SECONDS = ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", "ATTESTATION_CACHE_TTL", *CLIENT, *DRAIN)
 URLS = (
     "VLLM_BASE_URL",
     "VLLM_IMAGES_URL",
@@ -109,7 +112,10 @@ BAD: list[tuple[str, str, str]] = [
     *((name, text, "is not a boolean") for name in BOOLEANS for text in ("2", "ja", " ", "truefalse")),
     *((name, text, "is not a number of seconds") for name in SECONDS for text in ("ten", "10s", " ")),
     *((name, text, "is not a positive number") for name in SECONDS for text in ("-1", "nan", "inf", "1e400")),
-    *((name, "0", "is not a positive number") for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS")),
+    *(
+        (name, "0", "is not a positive number")
+        for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", *CLIENT)
+    ),
     *((name, "86401", "is more than 86400") for name in DRAIN),
     *(
         (name, text, "is not a whole number")

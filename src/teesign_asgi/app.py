@@ -29,9 +29,6 @@ from .attestor import Attestor
 from .certificate import BoundCertificate, CertificateError
 from .drain import Drain
 from .errors import (
-    BackendError,
-    ClientDisconnectedError,
-    HttpError,
     StartError,
     bad_request,
     not_found,
@@ -40,6 +37,7 @@ from .errors import (
     shutting_down,
     unauthorized,
 )
+from .failures import answer_failure
 from .guards import BearerCheck, RateLimiter
 from .http import Reply, Request, decode_path_segment
 from .observe import METRICS_CONTENT_TYPE, EndpointMetrics, Metrics, describe_exception, log_event, loggable_path
@@ -58,6 +56,7 @@ from .routes import (
 )
 from .settings import Settings
 from .sources import default_sources, load_keys
+from .stalls import StallWatch
 from .store import Store
 from .types import Receive, Scope, Send
 from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
@@ -106,6 +105,7 @@ class App:
         self.drain: Final = Drain(
             delay=settings.drain_delay, timeout=settings.drain_timeout, linger=settings.drain_linger, clock=clock
         )
+        self._stalls: Final = StallWatch(sending=settings.client_body_timeout, taking=settings.client_write_timeout)
         self._guard: Final = BearerCheck(settings.tokens)
         self._limiter: Final = RateLimiter(
             per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst, clock=clock
@@ -248,33 +248,9 @@ class App:
             self._refuse_own_requests(request)
             served = self._served[find_endpoint(request.method, request.path, request.raw_path).path]
             self._check(request, served)
-            await self._answer(request, reply, served, outcome)
-        except HttpError as error:
-            # A body can turn out too large while the response is on its way, which ends like a broken one.
-            if not reply.status:
-                await reply.error(error)
-        except ClientDisconnectedError:
-            outcome.client_gone = True
-            if not request.body_taken and not reply.status:
-                # Granian calls it that too if the body's framing is broken, and would answer 500 in our place.
-                await reply.error(bad_request("The request body broke off"))
-        except BackendError as error:
-            outcome.broken = error.kind
-            # A response that has started is broken off by returning without its last body message.
-            if not reply.status:
-                await reply.error(server_error())
-        except StartError as error:
-            log_event(logging.ERROR, str(error))
-            await reply.error(server_error())
+            await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
-            log_event(
-                logging.ERROR,
-                "unexpected error",
-                request_id=request.request_id.decode(),
-                **describe_exception(error),
-            )
-            if not reply.status:
-                await reply.error(server_error())
+            await answer_failure(error, request, reply, outcome)
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
 
@@ -399,6 +375,8 @@ class App:
         )
         if outcome.signed:
             self.drain.last_signed = self._clock()
+        if outcome.stalled:
+            self.metrics.client_stalls.labels(outcome.stalled).inc()
         if outcome.broken:
             self.metrics.backend_errors.labels(outcome.broken).inc()
         log_event(

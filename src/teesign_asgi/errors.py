@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-__all__ = ["BackendError", "ClientDisconnectedError", "HttpError", "ProxyError", "SettingsError", "StartError"]
+__all__ = [
+    "BackendError",
+    "ClientDisconnectedError",
+    "ClientStalledError",
+    "HttpError",
+    "ProxyError",
+    "SettingsError",
+    "StartError",
+]
 
 
 class ProxyError(Exception):
@@ -32,6 +40,18 @@ class StartError(ProxyError):
 
 class ClientDisconnectedError(ProxyError):
     """The client has gone. Nobody is left to answer."""
+
+
+class ClientStalledError(ProxyError):
+    """The client is there, and neither sends nor takes anything.
+
+    Args:
+        part: what there is no more of: the request or the response.
+    """
+
+    def __init__(self, part: Literal["request", "response"]) -> None:
+        super().__init__(f"The client has stopped within the {part}.")
+        self.part: Final = part
 
 
 class BackendError(ProxyError):
@@ -91,6 +111,11 @@ def not_found(message: str) -> HttpError:
 def method_not_allowed(allowed: str) -> HttpError:
     """Return the answer to a known path with another method than the one given here."""
     return HttpError(405, "method_not_allowed", f"Method not allowed. Use {allowed}", ((b"allow", allowed.encode()),))
+
+
+def request_timeout() -> HttpError:
+    """Return the answer to a request whose body has stopped coming. The connection is of no more use."""
+    return HttpError(408, "request_timeout", "The request body stopped coming", ((b"connection", b"close"),))
 
 
 def payload_too_large(limit: int) -> HttpError:

@@ -81,6 +81,7 @@ class Request:
         client_ip: the address that rate limits count, as text; empty where there is none.
         body_size: how many bytes of the body have been received so far.
         body_taken: whether the body has been received to its end.
+        is_receiving: whether a piece of it is waited for.
     """
 
     __slots__ = (
@@ -92,6 +93,7 @@ class Request:
         "client_ip",
         "content_length",
         "headers",
+        "is_receiving",
         "method",
         "path",
         "query",
@@ -124,6 +126,7 @@ class Request:
         self.client_ip = _client_ip(scope, self.header_values(b"x-forwarded-for"), trusted_hops)
         self.body_size = 0
         self.body_taken = False
+        self.is_receiving = False
         self._when_taken: anyio.Event | None = None  # few requests need it, and it costs more than the rest of this
 
     def header(self, name: bytes) -> bytes | None:
@@ -179,7 +182,9 @@ class Request:
         return b"".join(pieces)
 
     async def _receive_body(self, limit: int) -> bytes:
+        self.is_receiving = True
         message = await self._receive()
+        self.is_receiving = False
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         chunk: bytes = message.get("body", b"")
@@ -226,9 +231,10 @@ class Reply:
         status: the status code that was sent, or 0 before.
         body_size: how many bytes of body were handed to the server.
         finished: whether the last of them was.
+        is_sending: whether the server has not taken the last piece of it yet.
     """
 
-    __slots__ = ("_is_head", "_request_id", "_send", "body_size", "finished", "status")
+    __slots__ = ("_is_head", "_request_id", "_send", "body_size", "finished", "is_sending", "status")
 
     def __init__(self, send: Send, request_id: bytes, method: str) -> None:
         self._send = send
@@ -237,6 +243,7 @@ class Reply:
         self.status = 0
         self.body_size = 0
         self.finished = False
+        self.is_sending = False
 
     def is_bodiless(self, status: int) -> bool:
         """Tell whether a response of this status has no body, whatever its headers say."""
@@ -260,7 +267,9 @@ class Reply:
         self.body_size += len(chunk)
         # Set first: some servers report the client as gone while they take the last bytes.
         self.finished = not more
+        self.is_sending = True
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+        self.is_sending = False
 
     async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a response whose body is there already."""

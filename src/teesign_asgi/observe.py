@@ -65,6 +65,7 @@ class Metrics:
         self.signatures: Final = counter("signatures", "Responses signed.", "endpoint")
         self.lookups: Final = counter("signature_lookups", "Signatures asked for.", "result")
         self.disconnects: Final = counter("client_disconnects", "Clients gone before the last byte.", "endpoint")
+        self.client_stalls: Final = counter("client_stalls", "Clients that stopped for too long.", "part")
         self.backend_errors: Final = counter("backend_errors", "Requests without a usable response.", "kind")
         self.attestation_failures: Final = counter("attestation_failures", "Collections of evidence that failed.")
         self.dropped_log_lines: Final = counter("dropped_log_lines", "Log lines that nobody read in time.")

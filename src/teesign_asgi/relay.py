@@ -71,6 +71,7 @@ class Outcome:
         signed: whether the response was signed.
         broken: the kind of backend error that ended it; "" if none did.
         client_gone: whether the client left before the last byte.
+        stalled: within which part, request or response, the client stopped; "" if it did not.
     """
 
     backend_status: int = 0
@@ -78,6 +79,7 @@ class Outcome:
     signed: bool = False
     broken: str = ""
     client_gone: bool = False
+    stalled: str = ""
 
     def fields(self) -> dict[str, Any]:
         """Return what there is to log, without what did not happen."""
@@ -86,6 +88,7 @@ class Outcome:
             "signed": self.signed,
             "broken": self.broken,
             "client_gone": self.client_gone,
+            "stalled": self.stalled,
             **self.backend_error,
         }
         return {name: value for name, value in known.items() if value}

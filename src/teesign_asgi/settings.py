@@ -144,6 +144,20 @@ class Settings:
         "Longest silence from the backend, seconds.",
         default=600.0,
     )
+    client_body_timeout: float = _variable(
+        "CLIENT_BODY_TIMEOUT",
+        values.seconds(zero=False),
+        "30",
+        "Longest silence of a client within a request's body, seconds.",
+        default=30.0,
+    )
+    client_write_timeout: float = _variable(
+        "CLIENT_WRITE_TIMEOUT",
+        values.seconds(zero=False),
+        "60",
+        "Longest time in which a client takes nothing of a response, seconds.",
+        default=60.0,
+    )
     rate_limit_per_second: int = _variable(
         "RATE_LIMIT_PER_SECOND", values.integer(1), "100", "Requests a second and client IP.", default=100
     )

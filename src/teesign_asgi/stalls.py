@@ -1,0 +1,202 @@
+"""Clients that stop: they send no more of a request, or take no more of a response, and do not go away either.
+
+Theory of operation. Servers wait for such clients for ever, and `send` and `receive` just do not return. To set a time
+limit for each of these calls would cost as much as the calls. So nothing is done for a chunk but to note that the call
+has begun and has ended, and a sweep looks every so often at all requests that are open:
+
+    in `send` or `receive`, with as many bytes as last time --> has stopped since then, or before
+    anything else                                           --> goes on, or waits for the backend
+
+A request that has stopped for its time is cut: its task is cancelled, which closes the backend's connection, and
+`ClientStalledError` comes out in its place. The sweep runs only while requests are open.
+
+That leaves the connection to the client. A server closes it in an orderly way, once everything that it and the kernel
+hold for the client has been taken; which is never. ASGI has no message for this, so `hang_up` finds the sockets among
+those of this process, and resets them. That comes first, as one server (hypercorn on trio) lets nobody cancel `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import anyio
+
+from .errors import ClientDisconnectedError, ClientStalledError
+from .http import Reply, Request
+from .tasks import on_asyncio, run_in_background
+from .types import Scope
+
+__all__ = ["StallWatch", "hang_up"]
+
+_SWEEPS: Final = 10
+"""How many sweeps there are in the shorter one of the two times: it is kept to so many parts."""
+
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
+
+
+class _Open:
+    """A request that is being answered."""
+
+    __slots__ = ("cut", "reply", "request", "scope", "seen", "since", "stalled")
+
+    def __init__(self, scope: Scope, request: Request, reply: Reply, cut: Callable[[], object]) -> None:
+        self.scope: Final = scope
+        self.request: Final = request
+        self.reply: Final = reply
+        self.cut: Final = cut
+        self.seen = -1  # bytes at the last sweep, if it was in a call then
+        self.since = 0.0  # when they were first seen
+        self.stalled: Literal["request", "response"] | None = None
+
+
+class StallWatch:
+    """Cut requests whose clients have stopped.
+
+    Args:
+        sending: after how many seconds without a byte of the request's body.
+        taking: after how many seconds without a byte of the response taken.
+    """
+
+    def __init__(self, *, sending: float, taking: float) -> None:
+        self._sending: Final = sending
+        self._taking: Final = taking
+        self._period: Final = min(sending, taking) / _SWEEPS
+        self._open: Final[set[_Open]] = set()
+        self._is_sweeping = False
+
+    async def run(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
+        """Wait for the work on a request.
+
+        Args:
+            scope: the request's.
+            request: what it reads the body of.
+            reply: where its response goes.
+            work: all that is done for it.
+
+        Raises:
+            ClientStalledError: if the client has stopped for too long; the work has been cancelled and has cleaned up.
+        """
+        if not on_asyncio():
+            await self._run_in_scope(scope, request, reply, work)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        entry = _Open(scope, request, reply, task.cancel)
+        self._add(entry)
+        try:
+            await work
+        except (asyncio.CancelledError, ClientDisconnectedError) as error:
+            if entry.stalled is None:
+                raise
+            if isinstance(error, asyncio.CancelledError):
+                task.uncancel()
+            raise ClientStalledError(entry.stalled) from None
+        finally:
+            self._open.discard(entry)
+
+    async def _run_in_scope(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
+        with anyio.CancelScope() as cancellation:
+            entry = _Open(scope, request, reply, cancellation.cancel)
+            self._add(entry)
+            try:
+                await work
+            except ClientDisconnectedError:
+                if entry.stalled is None:
+                    raise
+            finally:
+                self._open.discard(entry)
+        if entry.stalled is not None:
+            raise ClientStalledError(entry.stalled)
+
+    def _add(self, entry: _Open) -> None:
+        self._open.add(entry)
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            run_in_background(self._sweep)
+
+    async def _sweep(self) -> None:
+        try:
+            while self._open:
+                await anyio.sleep(self._period)
+                now = anyio.current_time()
+                stalled = [entry for entry in self._open if self._has_stalled(entry, now)]
+                if any(entry.stalled == "response" for entry in stalled):
+                    scopes = [entry.scope for entry in stalled if entry.stalled == "response"]
+                    await anyio.to_thread.run_sync(hang_up, scopes)
+                for entry in stalled:
+                    if entry in self._open:
+                        entry.cut()
+        finally:
+            self._is_sweeping = False
+
+    def _has_stalled(self, entry: _Open, now: float) -> bool:
+        """Tell whether a client has stopped for its time; that is told once."""
+        if entry.stalled is not None:
+            return False
+        if entry.reply.is_sending:
+            size, limit = entry.reply.body_size, self._taking
+        elif entry.request.is_receiving:
+            size, limit = entry.request.body_size, self._sending
+        else:
+            size, limit = -1, math.inf
+        if size != entry.seen:
+            entry.seen, entry.since = size, now
+        elif now - entry.since >= limit:
+            entry.stalled = "response" if entry.reply.is_sending else "request"
+        return entry.stalled is not None
+
+
+def hang_up(scopes: Iterable[Scope]) -> int:
+    """Reset the connections that requests came over, and forget whatever the kernel still holds for them.
+
+    To be called from a thread: it looks at every descriptor of the process.
+
+    Args:
+        scopes: the requests'. Their `client` must be the socket's own peer, which it is not where a server puts a
+            forwarded address there, nor on Unix sockets.
+
+    Returns:
+        How many connections were found. None is where there is no `/proc`; and none of HTTP/2 is looked for, since such
+        a connection carries other responses too.
+    """
+    sought = {
+        _Ends(str(scope["client"][0]), int(scope["client"][1] or 0), int(scope["server"][1] or 0))
+        for scope in scopes
+        if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
+    }
+    found = 0
+    with suppress(OSError):
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                found += entry.readlink().name.startswith("socket:") and _reset_if_among(int(entry.name), sought)
+    return found
+
+
+class _Ends(NamedTuple):
+    """What a connection is known by: the client's address and port, and ours."""
+
+    client: str
+    client_port: int
+    own_port: int
+
+
+def _reset_if_among(descriptor: int, sought: set[_Ends]) -> bool:
+    """Reset a socket if it is one of these."""
+    # The duplicate cannot become another file while it is looked at, as the original can.
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+            return False
+        client, client_port, *_ = found.getpeername()
+        if _Ends(client, client_port, found.getsockname()[1]) not in sought:
+            return False
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        found.shutdown(socket.SHUT_RDWR)
+        return True

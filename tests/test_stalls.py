@@ -1,0 +1,173 @@
+"""Clients that stop sending or reading, and do not go away: they are cut, everybody else goes on."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+from backend import Call, chunked, head, json_answer
+from servers import ALL_KINDS, Kind, Stack, stack
+from wire import Conversation, chunks_of, multipart
+
+CHAT = "/v1/chat/completions"
+SPEECH = "/v1/audio/transcriptions"
+REQUEST = b'{"stream":true}'
+PIECE = b"data: " + b"x" * 16_000 + b"\n\n"
+SHORT, LONG = 0.5, 1.0
+"""Seconds in which a client may stop, in tests of those that stop and of those that do not."""
+
+
+@pytest.fixture(scope="module", params=ALL_KINDS)
+def running(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A proxy under each of the servers, with little patience."""
+    with proxy_with_patience(request.param, SHORT) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module", params=["granian", "hypercorn-trio"])
+def patient(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A proxy on each event loop, with somewhat more of it."""
+    with proxy_with_patience(request.param, LONG) as proxy:
+        yield proxy
+
+
+def proxy_with_patience(kind: Kind, seconds: float) -> AbstractContextManager[Stack]:
+    """Run a proxy with these time limits, and room for large uploads."""
+    return stack(kind, client_body_timeout=seconds, client_write_timeout=seconds, max_audio_request_bytes=1 << 30)
+
+
+def pour(call: Call) -> None:
+    """Send an event stream for as long as somebody takes it."""
+    call.read_body()
+    call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
+    call.send(chunked(b'data: {"id":"poured"}\n\n', end=False))
+    while not call.connection.gone.is_set():
+        call.send(chunked(PIECE, end=False))
+
+
+def wait_until_reset(connection: socket.socket, seconds: float) -> bool:
+    """Wait until the other side has torn the connection down, without reading what waits before that."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(seconds * 1000))
+
+
+def metric(proxy: Stack, part: str) -> float:
+    """Return how many clients have stopped within a part."""
+    lines = proxy.client.get("/metrics").body.decode().splitlines()
+    name = f'teesign_client_stalls_total{{part="{part}"}} '
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def wait_for_metric(proxy: Stack, part: str, value: float) -> None:
+    """Wait until so many clients have been counted, and no more."""
+    deadline = time.monotonic() + 10
+    while metric(proxy, part) < value:
+        assert time.monotonic() < deadline, "the client was not counted"
+        time.sleep(0.01)
+    assert metric(proxy, part) == value
+
+
+def assert_goes_on(proxy: Stack) -> None:
+    """Check that the next request is served as if nothing had happened."""
+    proxy.backend.play(json_answer(b'{"ok":true}'))
+    answered = proxy.client.post(CHAT, REQUEST)
+    proxy.client.assert_answer_signed(answered, REQUEST, answered.json()["id"])
+    assert "teesign_open_streams 0.0" in proxy.client.get("/metrics").body.decode()
+
+
+def test_a_client_that_stops_reading(running: Stack) -> None:
+    """Both of its connections are closed, although all buffers on the way are full; nothing is signed."""
+    before = metric(running, "response")
+    running.backend.play(pour)
+    with running.client.stream(CHAT, REQUEST) as conversation:
+        own = conversation.response.headers["x-signature-id"]
+        assert wait_until_reset(conversation.socket, SHORT + 10)
+        running.backend.call.wait_until_gone()
+    wait_for_metric(running, "response", before + 1)
+    for chat_id in (own, "poured"):
+        assert running.client.signature(chat_id).status == 404
+    assert_goes_on(running)
+
+
+def test_a_client_that_reads_slowly(patient: Stack) -> None:
+    """It may take as long as it likes, so long as it takes something now and then; it slows the backend down."""
+    body = PIECE * 600
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: audio/wav", b"content-length: %d" % len(body)), body)
+
+    patient.backend.play(script)
+    with patient.client.stream(CHAT, REQUEST) as conversation:
+        assert conversation.response.status == 200
+        pieces = []
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2 * LONG:
+            time.sleep(LONG / 10)
+            pieces.append(conversation.response.read(200_000))
+        assert not patient.backend.call.connection.gone.is_set()
+        pieces.append(conversation.response.read())
+    assert b"".join(pieces) == body
+
+
+@pytest.mark.parametrize(("path", "framing"), [(CHAT, "length"), (SPEECH, "chunked"), (SPEECH, "length")])
+def test_an_upload_that_stops(running: Stack, path: str, framing: str) -> None:
+    """The client is told and its connection is closed; the backend never takes what came for a whole request."""
+    before = metric(running, "request")
+    running.backend.play(Call.wait_until_gone)
+    body, content_type = multipart(b"speech " * 100)
+    if framing == "length":
+        headers, sent = [("Content-Length", str(len(body) + 100))], body
+    else:
+        headers, sent = [("Transfer-Encoding", "chunked")], chunks_of(body, 100).removesuffix(b"0\r\n\r\n")
+    with running.client.open("POST", path, [content_type, *headers], sent) as conversation:
+        conversation.answer().assert_error(408, "request_timeout", "The request body stopped coming")
+        assert is_closed(conversation)
+    for call in running.backend.calls:
+        call.wait_until_gone()
+        assert not call.whole.is_set()
+    assert len(running.backend.calls) == (path == SPEECH)
+    wait_for_metric(running, "request", before + 1)
+    assert_goes_on(running)
+
+
+def test_an_upload_of_which_nothing_comes(running: Stack) -> None:
+    """A head without a body is a request that stops, too."""
+    with running.client.open("POST", CHAT, [("Content-Length", "100")]) as conversation:
+        conversation.answer().assert_error(408, "request_timeout")
+        assert is_closed(conversation)
+
+
+def test_a_slow_but_steady_upload(patient: Stack) -> None:
+    """It may take as long as it likes."""
+    patient.backend.play(json_answer(b'{"id":"heard"}'))
+    body, content_type = multipart(b"speech " * 1_000)
+    with patient.client.open("POST", SPEECH, [content_type, ("Content-Length", str(len(body)))]) as conversation:
+        step = len(body) // 9
+        for start in range(0, len(body), step):
+            conversation.send(body[start : start + step])
+            time.sleep(LONG / 4)
+        patient.client.assert_answer_signed(conversation.answer(), body, "heard")
+
+
+def test_a_backend_that_takes_its_time(patient: Stack) -> None:
+    """Neither a client whose upload the backend does not take, nor one that waits for an answer, has stopped."""
+
+    def script(call: Call) -> None:
+        time.sleep(2 * LONG)
+        json_answer(b'{"id":"late"}')(call)
+
+    patient.backend.play(script)
+    body, content_type = multipart(b"speech " * 1_000_000)
+    answered = patient.client.request("POST", SPEECH, body, [content_type])
+    patient.client.assert_answer_signed(answered, body, "late")
+
+
+def is_closed(conversation: Conversation) -> bool:
+    """Wait until the server has closed a connection."""
+    return conversation.receive_all() == b""
