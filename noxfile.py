@@ -101,28 +101,14 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def javascript(session: nox.Session) -> None:
-    """Check answers with the JavaScript of docs/verifying.md, in Node, beside our own checks."""
-    session.install(".", *dependency_group("javascript"))
+    """Stand at the far end: verify answers in JavaScript, and a bundle with `teesign[verify]` and nothing else."""
+    session.install(".[verify]", *dependency_group("javascript"))
     home = session.create_tmp()
     session.run("npm", "install", "--silent", "--no-save", "--no-audit", "--no-fund", "--prefix", home, "ethers@6")
-    modules = str(Path(home) / "node_modules")
+    environment = {"TEESIGN_TEST_NODE_MODULES": str(Path(home) / "node_modules"), "TEESIGN_TEST_ALONE": "1"}
     # Without what other tests share, which would need all of their servers.
-    command = ("pytest", "--noconftest", "tests/test_javascript.py")
-    session.run(*command, *session.posargs, env={"TEESIGN_TEST_NODE_MODULES": modules})
-
-
-@nox.session
-def corpora(session: nox.Session) -> None:
-    """Replay the malformed requests of other programs' tests, read from their source distributions."""
-    install(session, "test")
-    # What those are built with: pip builds their metadata before it lets one have them.
-    session.install("setuptools>=77", "pkgconfig")
-    folder = str(Path(session.create_tmp()) / "distributions")
-    pins = ("gunicorn==27.0.1", "aiohttp==3.14.5")
-    session.run(
-        "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary=:all:", "-d", folder, *pins
-    )
-    session.run("pytest", "tests/test_corpora.py", *session.posargs, env={"TEESIGN_TEST_CORPORA": folder})
+    command = ("pytest", "--noconftest", "tests/test_javascript.py", "tests/test_recorded_bundle.py")
+    session.run(*command, *session.posargs, env=environment)
 
 
 @nox.session
