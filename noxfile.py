@@ -121,6 +121,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Run mixed load and faults for half an hour, or reach one of the figures: `nox -s soak -- --figure NAME`."""
+    install(session, "engine", "plot")
+    session.run("python", "-m", "soak", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure what the proxy costs; options after two dashes: `nox -s bench -- --rows json --json results.json`."""
     install(session, "bench", "plot", extras="server")

@@ -24,7 +24,7 @@ from typing import Final, Literal
 from . import procfs
 from .payloads import MODEL, TOKEN
 
-__all__ = ["Backend", "Contender", "Kind", "Lab", "open_lab"]
+__all__ = ["Backend", "Contender", "Kind", "Lab", "free_port", "open_lab", "running_process"]
 
 Kind = Literal["teesign", "null", "httpcore", "reference"]
 
@@ -96,7 +96,7 @@ class Lab:
         self._contenders: Final[dict[Kind, Contender]] = {}
         port = free_port()
         command = [sys.executable, "-m", "benchmarks.backend", str(port)]
-        process = self._stack.enter_context(_running(command, port, os.environ, self._folder / "backend.log"))
+        process = self._stack.enter_context(running_process(command, port, os.environ, self._folder / "backend.log"))
         self.backend: Final = Backend("backend", port, process.pid)
 
     def contender(self, kind: Kind) -> Contender:
@@ -111,7 +111,7 @@ class Lab:
         port = free_port()
         command = [*_COMMANDS[kind], *([] if kind == "teesign" else [str(port)])]
         environment = {**os.environ, **self.environment(port)}
-        with _running(command, port, environment, self._folder / f"{kind}-{port}.log") as process:
+        with running_process(command, port, environment, self._folder / f"{kind}-{port}.log") as process:
             yield Contender(kind, port, process.pid)
 
     def environment(self, port: int) -> dict[str, str]:
@@ -138,9 +138,10 @@ def open_lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def _running(
+def running_process(
     command: list[str], port: int, environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server while the block runs: started, waited for until it listens, and stopped."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)  # noqa: S603 - our own
     try:

@@ -1,8 +1,8 @@
 """llama.cpp's own server over a model of half a megabyte with random weights: a real engine, offline, in a second.
 
-Run as a program: `python tiny_engine.py PORT MODEL`. It writes the model to the file MODEL and serves it on loopback
-until its standard input is closed. What it generates is noise, with bytes in it that are no text on their own: the
-right food for a proxy that must not touch a byte.
+Run as a program: `python tiny_engine.py PORT MODEL [SLOTS]`. It writes the model to the file MODEL and serves it on
+loopback, as many requests at once as it has slots, until its standard input is closed. What it generates is noise, with
+bytes in it that are no text on their own: the right food for a proxy that must not touch a byte.
 """
 
 from __future__ import annotations
@@ -67,13 +67,14 @@ def write_model(path: Path) -> None:
     writer.close()
 
 
-def main(port: int, model: Path) -> None:
+def main(port: int, model: Path, slots: int = 1) -> None:
     """Serve until standard input is closed."""
     write_model(model)
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(model)
     parameters.port = port
-    parameters.n_ctx = 1024
+    parameters.n_ctx = 1024 * slots
+    parameters.n_parallel = slots
     parameters.warmup = False
     server = xllamacpp.Server(parameters)
     assert server.listening_address
@@ -81,4 +82,4 @@ def main(port: int, model: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
