@@ -325,6 +325,44 @@ async def test_trouble_is_the_same_asynchronously(server: Backend, trouble: str)
     assert caught.value.code == code
 
 
+def lost_once() -> Script:
+    """Return a script that closes the first connection, and answers on the next."""
+    lost = iter([True])
+
+    def script(call: Call) -> None:
+        call.read_body()
+        if next(lost, False):
+            call.close()
+        else:
+            json_answer(b'{"a":1}')(call)
+
+    return script
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_lost_connection_is_made_again(server: Backend, family: Any) -> None:
+    """An answer that came must not be given up because its signature was asked for over a dying connection."""
+    server.play(lost_once())
+    assert asked(fetch_signature(url_of(server), "x"), family=family) == b'{"a":1}'
+    assert len(server.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_a_lost_connection_is_made_again_asynchronously(server: Backend) -> None:
+    """On both event loops."""
+    server.play(lost_once())
+    async with httpx.AsyncClient() as client:
+        assert await run_async(fetch_signature(url_of(server), "x"), ask_with_async(client)) == b'{"a":1}'
+
+
+def test_a_prompt_is_never_sent_twice(server: Backend) -> None:
+    """Nobody knows what became of the first."""
+    server.play(lost_once())
+    with httpx.Client() as client, pytest.raises(FetchError):
+        ask_with(client)(Question("an answer", f"{server.url}/v1/chat/completions", body=b"{}"))
+    assert len(server.calls) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "code"),
     [("http://127.0.0.1:1", "unreachable"), ("ftp://127.0.0.1", "unreachable"), ("http://a\0b", "bad_url")],

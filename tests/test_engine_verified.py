@@ -78,7 +78,7 @@ def verifying(family: Any, url: str, results: list[VerifiedResponse], **options:
     given = {"trust": UnsafeSimulatedPolicy(), "verified": results.append, **options}
     with (
         family.Client(transport=VerifyingTransport(**given)) as http_client,
-        openai.OpenAI(base_url=f"{url}/v1", api_key=TOKEN, http_client=http_client, max_retries=0) as client,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=TOKEN, http_client=http_client) as client,
     ):
         yield client
 
@@ -91,7 +91,7 @@ async def verifying_async(
     given = {"trust": UnsafeSimulatedPolicy(), "verified": results.append, **options}
     async with (
         family.AsyncClient(transport=AsyncVerifyingTransport(**given)) as http_client,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=TOKEN, http_client=http_client, max_retries=0) as client,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=TOKEN, http_client=http_client) as client,
     ):
         yield client
 

@@ -66,7 +66,7 @@ def ask_with_async(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Quest
 
 
 def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, limit: float) -> Answer:
-    """Ask one question.
+    """Ask one question; once more if the connection was lost, but never POST twice (RFC 9110, section 9.2.2).
 
     Args:
         send: sends a request of this family and returns the response, whose stream has not been read.
@@ -78,19 +78,12 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
         FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
-    deadline = time.monotonic() + limit
-    with _failures(family, question):
-        request = _request(family, question, limit)
-        if question.spki_sha256 is not None:
-            request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace
-        response = send(request)
-        body = bytearray()
-        with closing(response):
-            key = tls_key(response)
-            for chunk in response.stream:
-                body += chunk
-                _check(question, body, late=time.monotonic() > deadline)
-    return _answer(response, body, key)
+    try:
+        return _ask_once(send, family, question, limit)
+    except FetchError as error:
+        if not _may_ask_again(question, error):
+            raise
+    return _ask_once(send, family, question, limit)
 
 
 async def ask_async(
@@ -100,8 +93,41 @@ async def ask_async(
     # Not at the top: the synchronous half needs no event loop.
     import anyio
 
+    with anyio.move_on_after(limit):
+        try:
+            return await _ask_once_async(send, family, question, limit)
+        except FetchError as error:
+            if not _may_ask_again(question, error):
+                raise
+        return await _ask_once_async(send, family, question, limit)
+    raise _late(question)
+
+
+def _may_ask_again(question: Question, error: FetchError) -> bool:
+    return error.code == "unreachable" and question.body is None
+
+
+def _ask_once(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float) -> Answer:
+    deadline = time.monotonic() + limit
     body = bytearray()
-    with _failures(family, question), anyio.move_on_after(limit):
+    with _failures(family, question):
+        request = _request(family, question, limit)
+        if question.spki_sha256 is not None:
+            request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace
+        response = send(request)
+        with closing(response):
+            key = tls_key(response)
+            for chunk in response.stream:
+                body += chunk
+                _check(question, body, late=time.monotonic() > deadline)
+    return _answer(response, body, key)
+
+
+async def _ask_once_async(
+    send: Callable[[Any], Awaitable[Any]], family: ModuleType, question: Question, limit: float
+) -> Answer:
+    body = bytearray()
+    with _failures(family, question):
         request = _request(family, question, limit)
         if question.spki_sha256 is not None:
             request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace_async
@@ -114,8 +140,7 @@ async def ask_async(
                     _check(question, body)
         finally:
             await response.aclose()
-        return _answer(response, body, key)
-    raise _late(question)
+    return _answer(response, body, key)
 
 
 def _request(family: ModuleType, question: Question, limit: float) -> Any:
