@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from eth_account import Account
 from eth_account.messages import encode_defunct
+from eth_keys.backends.coincurve import CoinCurveECCBackend
 from eth_keys.backends.native.main import NativeECCBackend
 from eth_keys.main import KeyAPI
 from hypothesis import given, settings
@@ -68,6 +71,18 @@ def test_ecdsa_signatures_are_those_of_rfc_6979(secret: bytes, text: str) -> Non
     digest = bytes(Account.sign_message(encode_defunct(text=text), secret).message_hash)
     expected = KeyAPI(NativeECCBackend()).PrivateKey(secret).sign_msg_hash(digest)
     assert signature == expected.to_bytes()[:64] + bytes([expected.v + 27])
+
+
+def test_ecdsa_signatures_are_bit_for_bit_those_of_eth_keys() -> None:
+    """Going to libsecp256k1 directly changes nothing: 10,000 texts of any length, and a hundred keys."""
+    random = Random(1)
+    for _ in range(100):
+        secret = random.randbytes(32)
+        signer, key = EcdsaSigner(secret), KeyAPI(CoinCurveECCBackend()).PrivateKey(secret)
+        for _ in range(100):
+            text = random.randbytes(random.randrange(300)).hex()
+            oracle = key.sign_msg(b"\x19Ethereum Signed Message:\n%d%b" % (len(text), text.encode())).to_bytes()
+            assert signer.sign(text) == f"0x{oracle[:64].hex()}{oracle[64] + 27:02x}"
 
 
 @given(ECDSA_SECRETS, st.text())
