@@ -50,7 +50,7 @@ def dependency_group(name: str) -> tuple[str, ...]:
 @nox.session(python=INTERPRETERS)
 def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio, and measure what they cover."""
-    install(session, "test", "bench")
+    install(session, "test", "bench", "plot")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -69,7 +69,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, of the sources and of the tests."""
-    install(session, "test", "bench", "engine", "types")
+    install(session, "test", "bench", "plot", "engine", "types")
     session.run("mypy")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import sys
 import time
@@ -14,6 +16,7 @@ from typing import Final
 
 from . import cache_rows, core_rows, http_rows, use_rows
 from .contenders import Lab, open_lab
+from .curves import Curve, draw, measure
 from .plan import FULL, QUICK, Plan
 from .report import Comparison, table
 
@@ -40,6 +43,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS), help="which, separated by commas: %(default)s")
     parser.add_argument("--alternations", type=int, help=f"how often each is measured; {FULL.alternations} by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot cost against concurrency, too (SVG, PNG, …)")
     parser.add_argument("--quick", action="store_true", help="measure next to nothing, to see that everything works")
     arguments = parser.parse_args(given)
     arguments.rows = [name for name in arguments.rows.split(",") if name]
@@ -67,14 +71,23 @@ def main(given: list[str] | None = None) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the processes that are started inherit it
     comparisons: list[Comparison] = []
+    curves: list[Curve] = []
     with open_lab() as lab:
         for name in arguments.rows:
             begun = time.monotonic()
             comparisons += ROWS[name](lab, plan)
             print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+        if arguments.plot:
+            curves = measure(lab, plan)
+            draw(curves, arguments.plot)
     print(table(comparisons))
     if arguments.json:
-        arguments.json.write_text(json.dumps([one.as_json() for one in comparisons], indent=1) + "\n")
+        results = {
+            "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+            "comparisons": [one.as_json() for one in comparisons],
+            "curves": [one.as_json() for one in curves],
+        }
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0 if all(one.met for one in comparisons) else 1
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from .client import TIMEOUT, BenchmarkError, opened
 from .contenders import Contender, Kind, Lab, open_lab
-from .load import TIMEOUT, BenchmarkError, Window, json_load, opened, stream_load
+from .load import Window, json_load, stream_load
 from .payloads import CHAT_PATH, QUESTION, Wish, request_head
 from .plan import Plan
 from .report import Comparison

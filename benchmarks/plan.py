@@ -20,6 +20,8 @@ class Plan:
         streams: how many streams, or idle connections, there are where there are many.
         upload: the size of the big upload in bytes.
         signatures: how many there are in a full cache.
+        connection_counts: how many connections at once, for the plot.
+        stream_counts: how many streams at once, for the plot.
     """
 
     alternations: int
@@ -30,6 +32,8 @@ class Plan:
     streams: int
     upload: int
     signatures: int
+    connection_counts: tuple[int, ...]
+    stream_counts: tuple[int, ...]
 
 
 FULL = Plan(
@@ -41,6 +45,8 @@ FULL = Plan(
     streams=1000,
     upload=100_000_000,
     signatures=1_000_000,
+    connection_counts=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    stream_counts=(10, 30, 100, 300, 1000),
 )
 QUICK = Plan(
     alternations=1,
@@ -51,4 +57,6 @@ QUICK = Plan(
     streams=50,
     upload=2_000_000,
     signatures=2_000,
+    connection_counts=(1, 2),
+    stream_counts=(2,),
 )

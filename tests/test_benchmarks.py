@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,14 +20,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the packages of the dependency groups bench and plot")
 def test_every_row_is_measured(tmp_path: Path) -> None:
-    """Chats, streams and uploads pass through everything, and the results come as a table and as JSON."""
-    results = tmp_path / "results.json"
-    ran = run("--quick", "--json", str(results))
+    """Chats, streams and uploads pass through everything; the results come as a table, as JSON and as a plot."""
+    results, plot = tmp_path / "results.json", tmp_path / "plot.svg"
+    ran = run("--quick", "--json", str(results), "--plot", str(plot))
     assert "| JSON chat | teesign / reference, CPU |" in ran.stdout, ran.stderr
-    comparisons: list[dict[str, Any]] = json.loads(results.read_text())
+    comparisons: list[dict[str, Any]] = json.loads(results.read_text())["comparisons"]
     assert {one["row"] for one in comparisons} >= {"JSON chat", "Event streams", "Upload", "Cached signatures", "Start"}
     assert all(len(one["samples"]) == 1 for one in comparisons)
+    assert "</svg>" in plot.read_text()
     assert all(one["median"] > 0 for one in comparisons if "peak RSS" not in one["what"])
 
 
