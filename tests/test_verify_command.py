@@ -297,10 +297,14 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         (["--offline", "{good}", "--model", "m", "--token-file", "{good}"], "not with --token-file, --model"),
         (["--offline", "{missing}"], "does not exist"),
         (["--offline", "{folder}"], "is a directory"),
-        (["localhost:8000"], "not like https://"),
-        (["ftp://localhost"], "not like https://"),
-        (["http://"], "not like https://"),
-        (["http://localhost?x=1"], "not like https://"),
+        (["localhost:8000"], "must be like https://"),
+        (["ftp://localhost"], "must be like https://"),
+        (["http://"], "must be like https://"),
+        (["http://localhost?x=1"], "must be like https://"),
+        (["http://[::1"], "must be like https://"),
+        (["http://localhost:99999"], "must be like https://"),
+        (["http://localhost/\x01"], "(bad_url)"),
+        (["http://localhost", "--pccs", "localhost"], "must be like https://"),
         (["http://user:kanarienvogel@localhost"], "no password"),
         (["http://localhost", "--policy", "{missing}"], "does not exist"),
         (["http://localhost", "--policy", "{bad}"], "policy is not a JSON object"),
@@ -321,6 +325,24 @@ def test_mistakes_are_usage_errors(tmp_path: Path, arguments: list[str], message
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "kanarienvogel" not in result.output
+
+
+@pytest.mark.parametrize(("name", "value"), [("HTTPS_PROXY", "nonsense://x"), ("SSL_CERT_FILE", "/nowhere")])
+def test_an_environment_that_cannot_be_used_is_said(name: str, value: str) -> None:
+    """It is nothing that the server did."""
+    result = run("http://localhost", **{name: value})
+    assert result.exit_code == 2
+    assert "proxies or certificates" in result.output
+
+
+def test_whoever_interrupts_has_not_seen_a_check_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is that of other interrupted programs."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupt)
+    assert run("http://localhost").exit_code == 130
 
 
 def test_evidence_that_cannot_be_kept_is_said(development: Stack, unsafe: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from .verdict import Verdict
 
 __all__ = ["verify"]
 
-_FAILED, _USAGE, _UNREACHABLE = 1, 2, 3
+_FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
 _PROMPT: Final = "Say hello in one short sentence."
 _TOKEN: Final = "TOKEN"  # noqa: S105 - the name of the variable
 _LIVE_ONLY: Final = ("token_file", "model", "prompt", "collateral", "pccs", "algorithm", "timeout", "bundle")
@@ -74,9 +74,11 @@ def verify(context: click.Context, /, url: str | None, offline: Path | None, *, 
         verdict = Verdict(str(offline), as_json=as_json)
         _conclude(verdict, lambda: _verify_file(verdict, offline, kept, policy))
     assert url is not None
-    server = Server(_base(url), _authorization(options["token_file"]), options["algorithm"], options["model"])
+    # What comes before /v1, which many write too, since clients want it.
+    base = _address(url).removesuffix("/v1")
+    server = Server(base, _authorization(options["token_file"]), options["algorithm"], options["model"])
     collateral = None if options["collateral"] is None else _read(options["collateral"], parse_collateral)
-    trust = Trust(policy or Policy(), collateral, options["pccs"])
+    trust = Trust(policy or Policy(), collateral, _address(options["pccs"]))
     with _client() as client:
         verdict = Verdict(server.url, as_json=as_json)
         ask = ask_with(client, limit=options["timeout"])
@@ -91,6 +93,9 @@ def _conclude(verdict: Verdict, work: Callable[[], None]) -> NoReturn:
     except TeesignError as error:
         verdict.failed(error)
         code = _exit_code(error)
+    except KeyboardInterrupt:
+        # Not click's 1, which says that a check failed.
+        sys.exit(_INTERRUPTED)
     verdict.end()
     sys.exit(code)
 
@@ -141,14 +146,21 @@ def _read(path: Path, parse: Callable[[bytes], Value]) -> Value:
         raise click.UsageError(f"{path}: {error}") from error
 
 
-def _base(url: str) -> str:
-    """Return what comes before `/v1/…` in a server's address."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise click.UsageError("The URL is not like https://example.org or https://example.org/path.")
-    if "@" in parts.netloc:
-        raise click.UsageError("The URL must hold no password: it would show in process listings.")
-    return url.rstrip("/").removesuffix("/v1")
+def _address(url: str) -> str:
+    """Return an address without a slash at its end, if requests can be sent below it."""
+    try:
+        parts = urlsplit(url)
+        # Asking for the port checks it.
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = known and not parts.query and not parts.fragment
+        password = "@" in parts.netloc
+    except ValueError:
+        usable = password = False
+    if password:
+        raise click.UsageError("A URL must hold no password: it would show in process listings.")
+    if not usable:
+        raise click.UsageError("A URL must be like https://example.org or https://example.org/path.")
+    return url.rstrip("/")
 
 
 def _authorization(token_file: Path | None) -> str | None:
@@ -168,4 +180,7 @@ def _client() -> Any:
         import httpx  # a file is verified without it
     except ModuleNotFoundError as error:
         raise click.UsageError(missing_package(error, "client")) from error
-    return httpx.Client()
+    try:
+        return httpx.Client()
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        raise click.UsageError(f"The environment's proxies or certificates cannot be used: {error}") from error
