@@ -1,0 +1,216 @@
+"""Attestation while its sources fail, beside inference: reports are refused in bounded time, chats go on as ever.
+
+The agent is a fake on a real Unix socket, the worker a real process; each misbehaves in one way a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from backend import Backend, event_stream
+from fake_agent import KEY, Fault, running_agent
+from fault_bench import BENCH_KINDS, CHAT
+from servers import TOKEN, Kind, serve, settings_for
+from test_attested_server import WORKER, is_running, quoted, socket_path, wait_until
+from wire import Client
+
+from teesign import SigningPair, report_data
+from teesign.sources import Sources
+from teesign.sources.dstack import DstackAgent
+from teesign.sources.nvidia import NvidiaWorker
+from teesign_asgi import App
+from teesign_asgi.types import Message, Receive, Scope, Send
+
+__all__ = ["socket_path"]
+
+REPORT = "/v1/attestation/report"
+NONCE = bytes(range(32)).hex()
+PAIR = SigningPair.from_secrets(KEY, KEY)
+BOUNDED = 6.0
+"""Seconds in which a report must be there or refused, with the limits below, on a busy machine."""
+
+
+@contextmanager
+def attesting(kind: Kind, path: Path, *worker: str) -> Iterator[tuple[Client, NvidiaWorker, Backend]]:
+    """Run a proxy that draws on an agent at this path and on this worker, with short limits."""
+    agent = DstackAgent(str(path), timeout=1.5)
+    gpus = NvidiaWorker([*WORKER, *(worker or ("good",))], call_timeout=1.5, backoff=0.01)
+    with Backend() as backend:
+        app = App(settings_for(backend.url, dev=False), sources=Sources(quotes=agent, gpus=gpus, keys=agent))
+
+        async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+            async def receive_and_close() -> Message:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    await gpus.aclose()
+                return message
+
+            await app(scope, receive_and_close, send)
+
+        with serve(closing, kind) as port:
+            yield Client(port, TOKEN), gpus, backend
+
+
+def assert_chats_go_on(client: Client, backend: Backend) -> None:
+    """Check that a stream is answered at once, and signed."""
+    backend.play(event_stream(b'data: {"a":1}\n\n', b"data: [DONE]\n\n"))
+    begun = time.monotonic()
+    answered = client.post(CHAT, b'{"stream":true}')
+    client.assert_answer_signed(answered, b'{"stream":true}')
+    assert time.monotonic() - begun < 1
+
+
+AGENT_FAULTS = [fault for fault in Fault if fault is not Fault.NONE and fault is not Fault.WRONG_KEY_LENGTH]
+SLOW_FAULTS = {Fault.HANGS, Fault.TRICKLES}
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_an_agent_that_fails_in_every_way(kind: Kind, socket_path: Path) -> None:
+    """One after the other: each report is refused in time, chats go on meanwhile, and the next report is there."""
+    with running_agent(socket_path) as agent, attesting(kind, socket_path) as (client, _, backend):
+        assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+        for fault in AGENT_FAULTS:
+            agent.fault = fault
+            with ThreadPoolExecutor(1) as pool:
+                begun = time.monotonic()
+                asked = pool.submit(client.get, f"{REPORT}?nonce={NONCE}")
+                if fault in SLOW_FAULTS:
+                    assert_chats_go_on(client, backend)
+                answered = asked.result()
+            answered.assert_error(500, "server_error", "Internal server error")
+            assert time.monotonic() - begun < BOUNDED, fault
+            assert_chats_go_on(client, backend)
+            agent.fault = Fault.NONE
+            assert client.get(f"{REPORT}?nonce={NONCE}").status == 200, fault
+
+
+WORKER_FAULTS = """
+    killed stopped exits half-line garbage endless-line endless-others other-nonce evidence-for-other-nonce
+    no-evidence not-base64 talkative-error
+""".split()  # noqa: SIM905 - names, one after the other
+
+
+@pytest.mark.parametrize("fault", WORKER_FAULTS)
+def test_a_worker_that_fails(socket_path: Path, tmp_path: Path, fault: str) -> None:
+    """The report is refused in time, chats go on meanwhile, and the next report comes from a worker that is well."""
+    once = str(tmp_path / "once")
+    with running_agent(socket_path), attesting("uvicorn", socket_path, fault, once) as (client, _, backend):
+        with ThreadPoolExecutor(1) as pool:
+            begun = time.monotonic()
+            asked = pool.submit(client.get, f"{REPORT}?nonce={NONCE}")
+            assert_chats_go_on(client, backend)
+            asked.result().assert_error(500, "server_error", "Internal server error")
+        assert time.monotonic() - begun < BOUNDED
+        assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_gone_between_reports(kind: Kind, socket_path: Path, end: signal.Signals) -> None:
+    """A dead one is replaced without anybody noticing; a stopped one costs one report, and no chat."""
+    with running_agent(socket_path), attesting(kind, socket_path) as (client, gpus, backend):
+        assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+        assert gpus.pid is not None
+        os.kill(gpus.pid, end)
+        wait_until(lambda pid=gpus.pid: end is signal.SIGSTOP or not is_running(pid))
+        begun = time.monotonic()
+        status = client.get(f"{REPORT}?nonce={NONCE}").status
+        assert status == 200 or end is signal.SIGSTOP
+        assert time.monotonic() - begun < BOUNDED
+        assert_chats_go_on(client, backend)
+        assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_a_worker_that_floods_its_standard_error(kind: Kind, socket_path: Path) -> None:
+    """Megabytes of it stall nothing."""
+    with running_agent(socket_path), attesting(kind, socket_path, "stderr") as (client, _, backend):
+        for _ in range(30):
+            assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+        assert_chats_go_on(client, backend)
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_a_worker_that_is_late(kind: Kind, socket_path: Path) -> None:
+    """Chats do not wait for a report that takes its time."""
+    with (
+        running_agent(socket_path),
+        attesting(kind, socket_path, "sleeps", "0.5") as (client, _, backend),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(client.get, f"{REPORT}?nonce={NONCE}")
+        assert_chats_go_on(client, backend)
+        assert asked.result().status == 200
+
+
+# --- nonces
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_a_hundred_callers_get_their_own_nonces(kind: Kind, socket_path: Path) -> None:
+    """Quote and evidence of one report carry the nonce that was asked for, also while others leave."""
+    with running_agent(socket_path), attesting(kind, socket_path, "slow") as (client, _, __):
+
+        def ask(number: int) -> None:
+            nonce = number.to_bytes(32, "big")
+            while True:
+                if number % 10 == 9:  # these leave at once
+                    with client.open("GET", f"{REPORT}?nonce={nonce.hex()}"):
+                        return
+                answered = client.get(f"{REPORT}?nonce={nonce.hex()}")
+                if answered.status != 503:
+                    break
+                time.sleep(0.1)
+            assert quoted(answered) == report_data(PAIR.ecdsa.identity.address_bytes, nonce)
+            report = answered.json()
+            payload = json.loads(report["nvidia_payload"])
+            assert report["request_nonce"] == payload["nonce"] == nonce.hex()
+
+        with ThreadPoolExecutor(100) as pool:
+            list(pool.map(ask, range(100)))
+
+
+BAD_NONCES: list[tuple[str, str]] = [
+    ("short", "00" * 31),
+    ("long", "00" * 33),
+    ("odd", "0" * 63),
+    ("not hex", "g" * 64),
+    ("0x", "0x" + "0" * 62),
+    ("spaces", "%20" * 64),
+    ("full-width digits", "%EF%BC%90" * 64),
+    ("NUL", "%00" * 64),
+    ("twice", "00" * 32 + "&nonce=" + "11" * 32),
+    ("50 kB", "0" * 50_000),
+]
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_bad_nonces(kind: Kind, socket_path: Path) -> None:
+    """Each is refused before anything is collected, and none is quoted."""
+    with running_agent(socket_path) as agent, attesting(kind, socket_path) as (client, gpus, _):
+        assert client.get("/version").status == 200
+        before = agent.calls["/GetQuote"]
+        for name, nonce in BAD_NONCES:
+            answered = client.get(f"{REPORT}?nonce={nonce}")
+            assert answered.status in (400, 414, 431), name
+            assert not re.search(r"0000|g{4}|1111", answered.body.decode()), name
+        assert agent.calls["/GetQuote"] == before
+        assert gpus.pid is None
+
+
+@pytest.mark.parametrize("kind", BENCH_KINDS)
+def test_repeated_nonces(kind: Kind, socket_path: Path) -> None:
+    """The same nonce again is answered afresh, not from a cache."""
+    with running_agent(socket_path) as agent, attesting(kind, socket_path) as (client, _, __):
+        for _ in range(3):
+            assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
+        assert agent.calls["/GetQuote"] == 3
