@@ -20,7 +20,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the packages of the dependency groups bench and plot")
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the dependency groups bench and plot")
 def test_every_row_is_measured(tmp_path: Path) -> None:
     """Chats, streams and uploads pass through everything; the results come as a table, as JSON and as a plot."""
     results, plot = tmp_path / "results.json", tmp_path / "plot.svg"

@@ -51,7 +51,13 @@ def _file(name: str, parameter: str, metavar: str, help_text: str) -> Callable[[
 @_file("--policy", "policy", "FILE", "What to accept, as JSON; by default any software on an up-to-date machine.")
 @_file("--collateral", "collateral", "FILE", "Intel's collateral, as JSON; it is fetched by default.")
 @click.option("--pccs", metavar="URL", default=INTEL_PCS, show_default=True, help="Where collateral is fetched from.")
-@click.option("--algorithm", type=click.Choice(["ecdsa", "ed25519"]), default="ecdsa", show_default=True)
+@click.option(
+    "--algorithm",
+    type=click.Choice(["ecdsa", "ed25519"]),
+    default="ecdsa",
+    show_default=True,
+    help="Which of the server's keys to attest.",
+)
 @click.option("--timeout", type=click.FloatRange(0.1), default=120.0, show_default=True, help="Seconds for an answer.")
 @click.option("--bundle", metavar="FILE", type=click.Path(path_type=Path), help="Where to keep the evidence.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object instead of lines.")
