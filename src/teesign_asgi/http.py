@@ -134,6 +134,11 @@ class Request:
         values = self._picked.get(name, ())
         return values[0] if len(values) == 1 else None
 
+    def headers_named(self, names: Iterable[bytes]) -> Headers:
+        """Return those of some headers that came once, in the order of `names`."""
+        picked = self._picked
+        return [(name, picked[name][0]) for name in names if name in picked and len(picked[name]) == 1]
+
     def header_values(self, name: bytes) -> Iterable[bytes]:
         """Return every value of a header, in the order in which they came."""
         return self._picked.get(name, ())

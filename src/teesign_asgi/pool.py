@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import httpcore
 
-from .connection import HIGH_WATER, Connection
-from .types import Headers
+from .connection import HIGH_WATER, Body, Connection
+from .framing import ResponseParser
 
 __all__ = ["Pool"]
 
@@ -90,12 +90,7 @@ class Pool:
             read_timeout=limits.get("read"),
             write_timeout=limits.get("write"),
         )
-        return httpcore.Response(
-            parser.status,
-            headers=parser.headers,
-            content=content,
-            extensions={"http_version": b"HTTP/" + parser.version.encode()},
-        )
+        return _Response(parser, content)
 
     async def aclose(self) -> None:
         """Close every connection, also those in use."""
@@ -149,6 +144,17 @@ class Pool:
         if self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
         return self._ssl_context
+
+
+class _Response(httpcore.Response):
+    """A response whose parts are of the right types; httpcore's own looks at each of them once more."""
+
+    def __init__(self, parser: ResponseParser, content: Body) -> None:
+        self.status = parser.status
+        self.headers = parser.headers
+        self.stream = content
+        self.extensions = {"http_version": b"HTTP/" + parser.version.encode()}
+        self._stream_consumed = False  # which is for `aiter_stream` and `aread` to know
 
 
 class _Idle:
@@ -205,23 +211,23 @@ class _Idle:
 
 def _serialize(request: httpcore.Request) -> tuple[bytes, int | None]:
     """Return a request's head, and the declared length of its body; None if that is chunked."""
-    lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.url.target)]
-    lengths: Headers = []
+    lines = [b"%b %b HTTP/1.1" % (request.method, request.url.target)]
+    lengths: list[bytes] = []
     chunked = False
     for name, value in request.headers:
-        lines.append(b"%b: %b\r\n" % (name, value))
+        lines.append(b"%b: %b" % (name, value))
         lower = name.lower()
         if lower == b"content-length":
-            lengths.append((name, value))
+            lengths.append(value)
         elif lower == b"transfer-encoding":
             chunked = True
     lines.append(b"\r\n")
-    head = b"".join(lines)
+    head = b"\r\n".join(lines)
     if not _HEAD.fullmatch(head) or head.count(b"\n") != len(lines):
         raise httpcore.LocalProtocolError("The request's head holds what cannot be sent.")
-    if len(lengths) + chunked > 1 or not all(value.isdigit() for _, value in lengths):
+    if len(lengths) + chunked > 1 or not all(value.isdigit() for value in lengths):
         raise httpcore.LocalProtocolError("The request's body is framed twice.")
-    return head, None if chunked else int(lengths[0][1]) if lengths else 0
+    return head, None if chunked else int(lengths[0]) if lengths else 0
 
 
 async def _framed(body: AsyncIterable[bytes], declared: int | None) -> AsyncIterator[bytes]:

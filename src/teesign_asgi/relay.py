@@ -199,10 +199,12 @@ class Relay:
     def _request_headers(self, request: Request, endpoint: Endpoint) -> Headers:
         if endpoint.handling is Handling.RELAY_ANYTHING:
             headers = end_to_end(request.headers, _NEVER_SENT | {b"accept-encoding", b"via"})
+            via = b", ".join([*request.header_values(b"via"), self._via])
         else:
-            headers = [(name, value) for name in _NAMED_REQUEST_HEADERS if (value := request.header(name)) is not None]
-        came_by = [*request.header_values(b"via")] if endpoint.handling is Handling.RELAY_ANYTHING else []
-        return [*headers, (b"accept-encoding", b"identity"), (b"via", b", ".join([*came_by, self._via]))]
+            headers = request.headers_named(_NAMED_REQUEST_HEADERS)
+            via = self._via
+        headers += ((b"accept-encoding", b"identity"), (b"via", via))
+        return headers
 
     async def _deliver(
         self, response: BackendResponse, reply: Reply, endpoint: Endpoint, exchange: Exchange | None, outcome: Outcome
