@@ -559,6 +559,48 @@ async def test_a_streams_end_is_found_asynchronously(
     assert "teesign" in response.extensions
 
 
+class Pieces(httpx.AsyncByteStream):
+    """A body that is no generator: it has nothing but the two methods that the library asks for."""
+
+    def __init__(self, body: bytes) -> None:
+        self._pieces = iter([body[:5], body[5:]])
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+class Whole(httpx.AsyncBaseTransport):
+    """Somebody's own transport."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.AsyncHTTPTransport(verify=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Read each response whole, and hand it out in two pieces."""
+        response = await self._inner.handle_async_request(request)
+        body = await response.aread()
+        return httpx.Response(response.status_code, headers=response.headers, stream=Pieces(body))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("script", [json_answer(WHOLE), event_stream(*EVENTS, DONE)])
+async def test_any_transport_will_do_for_the_io(server: Stack, script: Script) -> None:
+    """It need not be the library's own."""
+    server.backend.play(script)
+    async with async_client(inner=Whole()) as ask:
+        assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+
+
 @pytest.mark.anyio
 async def test_asynchronous_bodies_verify(server: Stack) -> None:
     """A request's body may be an asynchronous iterator."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -134,10 +134,9 @@ async def _ask_once_async(
         response = await send(request)
         try:
             key = tls_key(response)
-            async with aclosing(aiter(response.stream)) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    _check(question, body)
+            async for chunk in response.stream:
+                body += chunk
+                _check(question, body)
         finally:
             await response.aclose()
     return _answer(response, body, key)
