@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..errors import FetchError, VerificationError
+from ..nesting import is_too_deep
 
 __all__ = ["MAX_ANSWER", "Answer", "Flow", "Question", "decode_object", "host_of", "other_tls_key", "run", "run_async"]
 
@@ -138,6 +139,10 @@ def decode_object(what: str, body: bytes) -> dict[str, Any]:
     Raises:
         FetchError: `bad_answer` if it is something else.
     """
+    if is_too_deep(body):
+        raise FetchError(
+            f"Asked for {what}, the server answered with JSON that is nested too deeply.", code="bad_answer"
+        )
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError, UnicodeError):

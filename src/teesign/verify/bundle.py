@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from itertools import accumulate
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from ..errors import MalformedError, UsageError, VerificationError
 from ..hexadecimal import unhex
+from ..nesting import is_too_deep
 from .answer import VerifiedAnswer, verify_answer
 from .policy import Policy, parse_policy, policy_members
 from .report import TrustedRoots, VerifiedReport, verify_report
@@ -36,9 +35,6 @@ BUNDLE_FORMAT: Final = "teesign-bundle-1"
 
 _LATEST: Final = 253_402_300_799
 """The end of the year 9999: a later time is a mistake."""
-
-_MAX_DEPTH: Final = 100
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 _TIME_IS_A_CLAIM: Final = (
     "when this was, and that the nonce was fresh: for both the bundle's maker must be trusted",
@@ -261,7 +257,7 @@ def _wrong(name: str) -> MalformedError:
 
 def _decode_object(written: bytes) -> tuple[dict[str, Any], str]:
     """Return the object in a file, and the digest of its members without `sha256`."""
-    if _depth(written) > _MAX_DEPTH:
+    if is_too_deep(written):
         raise MalformedError("The bundle is nested too deeply.", code="bad_bundle")
     try:
         members = json.loads(written.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
@@ -271,14 +267,6 @@ def _decode_object(written: bytes) -> tuple[dict[str, Any], str]:
         raise MalformedError(
             "The bundle is not a JSON object, or names a member of an object twice.", code="bad_bundle"
         ) from None
-
-
-def _depth(written: bytes) -> int:
-    """Return how deeply JSON is nested.
-
-    Decoders trust the recursion limit for that, and crash where a program has raised it, as those for Ethereum do.
-    """
-    return max(accumulate((byte in b"[{") - (byte in b"]}") for byte in _STRING.sub(b"", written)), default=0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 from ..attestation import report_data
 from ..errors import MalformedError, VerificationError
 from ..hexadecimal import unhex
+from ..nesting import is_too_deep
 from ..quote import Event, TdxQuote, compose_hash, event_digest, parse_event_log, parse_quote, replay_event_log
 from ..signing import Identity, SigningAlgorithm, checksum_address
 from .gpu import NVIDIA_DEVICE_ROOT_SHA256, VerifiedGpu, verify_gpu_evidence
@@ -214,8 +215,11 @@ def _check_software(evidence: _Evidence) -> str:
 
 
 def _check_gpus(evidence: _Evidence) -> str:
+    stated = evidence.claims.nvidia_payload or "{}"
+    if is_too_deep(stated):
+        raise MalformedError("The GPU evidence is nested too deeply.", code="gpu_bad_evidence")
     try:
-        payload = msgspec.json.decode(evidence.claims.nvidia_payload or "{}", type=_GpuPayload)
+        payload = msgspec.json.decode(stated, type=_GpuPayload)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise MalformedError("The GPU evidence is not the JSON that it should be.", code="gpu_bad_evidence") from error
     if not payload.evidence_list:
