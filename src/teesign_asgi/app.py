@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 import anyio
 import httpcore
-import msgspec
 
 from teesign import SignatureCache, SignatureStore, SigningPair, TeesignError, __version__
 from teesign.sources import Sources
@@ -30,8 +29,6 @@ from .certificate import BoundCertificate, CertificateError
 from .drain import Drain
 from .errors import (
     StartError,
-    bad_request,
-    not_found,
     rate_limited,
     server_error,
     shutting_down,
@@ -39,9 +36,9 @@ from .errors import (
 )
 from .failures import answer_failure
 from .guards import BearerCheck, RateLimiter
-from .http import Reply, Request, decode_path_segment
-from .observe import METRICS_CONTENT_TYPE, EndpointMetrics, Metrics, describe_exception, log_event, loggable_path
-from .parameters import flag_parameter, nonce_parameter, signing_algorithm
+from .handlers import Handler, Handlers
+from .http import Reply, Request
+from .observe import EndpointMetrics, Metrics, describe_exception, log_event, loggable_path
 from .pool import Pool
 from .relay import Outcome, Relay
 from .routes import (
@@ -62,9 +59,6 @@ from .types import Receive, Scope, Send
 from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
 
 __all__ = ["App"]
-
-
-_Handler = Callable[[Request, Reply, Outcome], Awaitable[None]]
 
 
 class App:
@@ -125,15 +119,9 @@ class App:
         self._sources: Sources | None = None
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None
-        self._handlers: Final[Mapping[Handling, _Handler]] = {
-            Handling.HELLO: self._answer_hello,
-            Handling.VERSION: self._answer_version,
-            Handling.METRICS: self._answer_metrics,
-            Handling.HEALTH: self._answer_health,
-            Handling.READINESS: self._answer_readiness,
-            Handling.SIGNATURE: self._answer_signature,
-            Handling.ATTESTATION: self._answer_attestation,
-        }
+        self._handlers: Final = Handlers(
+            store=self._store, metrics=self.metrics, drain=self.drain, attestor=lambda: self._attestor
+        ).table
         self._served: Final = {endpoint.path: self._prepare(endpoint) for endpoint in (*ENDPOINTS, CATCH_ALL)}
 
     def __repr__(self) -> str:
@@ -290,7 +278,7 @@ class App:
         if self._attestor is None and served.endpoint.handling is not Handling.HEALTH:
             await self.start()
         if served.handler is not None:
-            await served.handler(request, reply, outcome)
+            await served.handler(request, reply)
             return
         assert self._relay is not None
         if not self.drain.takes_work:
@@ -307,54 +295,6 @@ class App:
             await self._relay.run(request, reply, served.endpoint, url, served.limit, outcome)
         finally:
             self.drain.open_responses -= 1
-
-    async def _answer_hello(self, _: Request, reply: Reply, __: Outcome) -> None:
-        await reply.json({})
-
-    async def _answer_version(self, _: Request, reply: Reply, __: Outcome) -> None:
-        await reply.json({"version": __version__, "type": "proxy"})
-
-    async def _answer_metrics(self, _: Request, reply: Reply, __: Outcome) -> None:
-        await reply.whole(200, [(b"content-type", METRICS_CONTENT_TYPE)], self.metrics.render())
-
-    async def _answer_health(self, _: Request, reply: Reply, __: Outcome) -> None:
-        await reply.json({"status": "alive"})
-
-    async def _answer_readiness(self, _: Request, reply: Reply, __: Outcome) -> None:
-        if not self.drain.is_ready:
-            raise shutting_down()
-        await reply.json({"status": "ready"})
-
-    async def _answer_signature(self, request: Request, reply: Reply, _: Outcome) -> None:
-        algorithm = signing_algorithm(request.parameters())
-        chat = await self._store.get(decode_path_segment(request.raw_path.rpartition(b"/")[2]))
-        self.metrics.lookups.labels("hit" if chat is not None else "miss").inc()
-        if chat is None:
-            raise not_found("Chat id not found or expired")
-        fields = msgspec.structs.asdict(chat)
-        await reply.json(
-            {
-                "text": chat.text,
-                "signature": fields[f"signature_{algorithm}"],
-                "signing_address": fields[f"signing_address_{algorithm}"],
-                "signing_algo": algorithm,
-                **fields,
-            }
-        )
-
-    async def _answer_attestation(self, request: Request, reply: Reply, _: Outcome) -> None:
-        assert self._attestor is not None
-        parameters = request.parameters()
-        algorithm = signing_algorithm(parameters)
-        nonce = nonce_parameter(parameters)
-        bind_certificate = flag_parameter(parameters, "include_tls_fingerprint")
-        if bind_certificate and not self._attestor.can_bind_certificate:
-            raise bad_request("include_tls_fingerprint needs TLS_CERT_PATH, which this server does not have")
-        address = parameters.get("signing_address")
-        if address is not None and not self.pair.identity(algorithm).matches(address):
-            raise not_found("Signing address not found on this server")
-        report = await self._attestor.report(algorithm, nonce, bind_certificate=bind_certificate)
-        await reply.whole(200, [(b"content-type", b"application/json")], report)
 
     def _note_attestation_failure(self, error: Exception) -> None:
         self.metrics.attestation_failures.inc()
@@ -413,7 +353,7 @@ class _Served:
     auth: bool
     limit: int
     url: httpcore.URL | None
-    handler: _Handler | None
+    handler: Handler | None
     metrics: EndpointMetrics
 
 

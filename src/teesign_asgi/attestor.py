@@ -21,7 +21,7 @@ from typing import Any, Final
 import anyio
 import msgspec
 
-from teesign import Challenge, GpuEvidence, Quote, SigningAlgorithm, SigningPair
+from teesign import Challenge, GpuEvidence, Identity, Quote, SigningAlgorithm, SigningPair
 from teesign.sources import Sources
 
 from .certificate import BoundCertificate
@@ -94,6 +94,10 @@ class Attestor:
         self._at_gpu = 0  # how many collect or wait
         self._ready: dict[_CacheKey, _Ready] = {}
         self._collections: dict[_CacheKey, _Collection] = {}
+
+    def identity(self, algorithm: SigningAlgorithm) -> Identity:
+        """Return the public half of the key that reports for `algorithm` attest."""
+        return self._pair.identity(algorithm)
 
     @property
     def can_bind_certificate(self) -> bool:
