@@ -1,7 +1,8 @@
 """JSON request bodies: the check that they are what they claim, and the one change the backend needs.
 
 A body is never decoded as a whole: msgspec checks its syntax and skips over everything, so that a body made to be
-expensive costs no more than one of its size.
+expensive costs no more than one of its size. Where messages have to be told from other objects, for the change, only so
+many are looked at as any conversation has.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import secrets
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 import msgspec
@@ -17,6 +18,12 @@ import msgspec
 from .errors import bad_request
 
 __all__ = ["check_json_object", "without_empty_tool_calls"]
+
+MAX_EMPTY_TOOL_CALLS: Final = 4_096
+"""How many empty lists of tool calls are looked at; each costs several times its size."""
+
+MAX_OBJECTS: Final = 100_000
+"""How many objects a body may have, by its opening braces, for its messages to be looked at."""
 
 _UTF8_STEP: Final = 1 << 20
 _EMPTY_TOOL_CALLS: Final = re.compile(rb'"tool_calls"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\]')
@@ -78,13 +85,14 @@ def _check_utf8(body: bytes) -> None:
 def without_empty_tool_calls(body: bytes) -> bytes:
     """Return the body without the `tool_calls` of messages where that is an empty list, which vLLM rejects.
 
-    Every other byte stays. Members of that name elsewhere, or inside of strings, are not touched.
+    Every other byte stays. Members of that name elsewhere, or inside of strings, are not touched. A body with more than
+    `MAX_EMPTY_TOOL_CALLS` of them or `MAX_OBJECTS` stays as it is: it is no conversation, and the backend will say so.
 
     Args:
         body: a JSON object that has passed `check_json_object`.
     """
-    candidates = list(_EMPTY_TOOL_CALLS.finditer(body))
-    if not candidates:
+    candidates = list(islice(_EMPTY_TOOL_CALLS.finditer(body), MAX_EMPTY_TOOL_CALLS + 1))
+    if not candidates or len(candidates) > MAX_EMPTY_TOOL_CALLS or body.count(b"{") > MAX_OBJECTS:
         return body
     # Which candidates are members of messages is for a JSON parser to say: each empty list gets its number as an
     # element in a copy, and the numbers that turn up where messages have their tool calls are the ones meant.
