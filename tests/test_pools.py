@@ -179,6 +179,28 @@ async def test_a_slow_response_is_not_silence(upstream: AsyncRequestInterface) -
         assert await fetch(upstream, backend.url(), timeout={"read": 0.3}) == (200, b"hello")
 
 
+async def test_a_pause_of_this_process_is_not_silence(upstream: AsyncRequestInterface) -> None:
+    """What came while nobody could look counts, although the time limit has passed by then."""
+
+    def script(served: Served) -> None:
+        served.answer(OK[:-5])
+        time.sleep(0.3)
+        served.send(OK[-5:-2])
+        time.sleep(0.8)
+        served.send(OK[-2:])
+        served.wait_until_gone()
+
+    with RawBackend(script) as backend:
+
+        async def pause() -> None:
+            await anyio.sleep(0.1)
+            time.sleep(0.7)  # noqa: ASYNC251 - the pause under test
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pause)
+            assert await fetch(upstream, backend.url(), timeout={"read": 0.5}) == (200, b"hello")
+
+
 async def test_a_streamed_body_is_chunked(upstream: AsyncRequestInterface) -> None:
     """As its header says; empty pieces do not end it."""
     sent: list[bytes] = []

@@ -33,6 +33,9 @@ __all__ = ["HIGH_WATER", "Body", "Connection"]
 HIGH_WATER: Final = 64 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
 
+LATE: Final = 0.1
+"""Seconds by which a timer may be late without meaning that this process was paused."""
+
 
 class Connection(asyncio.Protocol):
     """A connection to one origin; `loop.create_connection` makes them.
@@ -203,8 +206,12 @@ class Connection(asyncio.Protocol):
             return  # nobody waits for the backend now; who does so next sets the timer
         if self._is_sending():
             self._silent_since = self._loop.time()  # the body has a time limit of its own
+        now = self._loop.time()
         due = self._silent_since + self._silence
-        if due > self._loop.time():
+        if now - due > LATE:  # this process was paused, and what came meanwhile has not been looked at yet
+            due = now + LATE
+            self._silent_since = due - self._silence
+        if due > now:
             self._set_timer(due)
         else:
             self._fail(httpcore.ReadTimeout("The backend is silent."))
