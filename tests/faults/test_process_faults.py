@@ -1,0 +1,237 @@
+"""What befalls the whole process: clocks that jump, pauses, no more descriptors, and no disk to write to."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from backend import Backend, Call, chunked, event_stream, head, json_answer
+from fault_bench import BENCH_KINDS, CHAT, Bench, bench, chat_request
+from processes import Process, teesign_serve
+from raw_client import connect
+from servers import Kind
+from wire import multipart
+
+EVENTS = b"content-type: text/event-stream"
+CHUNKED = b"transfer-encoding: chunked"
+REPORT = "/v1/attestation/report"
+DAY = 86_400.0
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where a process writes to."""
+    return tmp_path / "log"
+
+
+def worker_of(process: Process) -> int:
+    """Return the process id of the one that serves."""
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(worker)
+
+
+# --- clocks
+
+
+@pytest.fixture(scope="module", params=BENCH_KINDS)
+def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A bench under each server."""
+    kind: Kind = request.param
+    with bench(kind) as made:
+        yield made
+
+
+@pytest.mark.parametrize("jump", [DAY, -DAY, 3_650 * DAY, -3_650 * DAY])
+def test_a_wall_clock_that_jumps(running: Bench, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures, reports, connections and limits neither die early nor live on; only certificates go by that clock."""
+    real = time.time
+    with running.case() as case:
+        before = case.exchange(chat_request(), "signed")
+        report = running.client.get(REPORT).body
+        monkeypatch.setattr(time, "time", lambda: real() + jump)
+        case.exchange(chat_request(), "signed")
+        assert running.signature_text((before.header(b"x-signature-id") or b"").decode()) is not None
+        assert running.client.get(REPORT).body == report
+        monkeypatch.undo()
+        case.exchange(chat_request(), "signed")
+
+
+def test_no_lifetime_goes_by_the_wall_clock() -> None:
+    """No module of the proxy asks for the time of day but the one that writes it into log lines and the far end's."""
+    asked = set()
+    for path in (Path(__file__).parents[2] / "src").glob("*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns", "now", "utcnow", "today"):
+                owner = node.value.id if isinstance(node.value, ast.Name) else ""
+                if owner in ("time", "datetime", "date"):
+                    asked.add(path.stem)
+    assert asked <= {"logs", "verify"}, asked
+
+
+def test_a_process_that_is_paused(log: Path) -> None:
+    """What came while it was stopped was not silence: the stream goes on, is whole and signed."""
+    paused = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, EVENTS, CHUNKED), chunked(b'data: {"id":"paused"}\n\n', end=False))
+        assert paused.wait(10)
+        for _ in range(6):
+            call.connection.gone.wait(0.3)
+            call.send(chunked(b"data: 1\n\n", end=False))
+        call.send(chunked(b"data: [DONE]\n\n"))
+
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url, VLLM_PROXY_TIMEOUT_SECS="1") as process:
+        process.wait_until_ready()
+        backend.play(script)
+        with connect(process.port) as wire:
+            wire.send(chat_request())
+            assert b"paused" in wire.read_until(b"}\n\n")
+            worker = worker_of(process)
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                paused.set()
+                time.sleep(2.2)
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            wire.read_until(b"data: [DONE]\n\n")
+        assert process.client.signature("paused").status == 200
+
+
+# --- descriptors
+
+
+def test_a_process_without_descriptors(log: Path) -> None:
+    """It takes no more connections for a while, answers those it has, and goes on when there are descriptors again."""
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process, ExitStack() as crowd:
+        process.wait_until_ready()
+        backend.play(json_answer(b'{"id":"x"}'))
+        assert process.client.post(CHAT, b"{}").status == 200
+        worker = worker_of(process)
+        used = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 6, limits[1]))
+        open_ones = [crowd.enter_context(connect(process.port)) for _ in range(40)]
+        time.sleep(0.3)
+        for wire in open_ones[:2]:
+            wire.send(chat_request(kept=True))
+            assert wire.response().status in (200, 500)  # there may be no descriptor for the backend
+        assert Path(f"/proc/{worker}").exists()
+        crowd.close()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                status = process.client.post(CHAT, b"{}").status
+            except OSError:
+                status = 0
+            if status == 200:
+                break
+            assert time.monotonic() < deadline, status
+        assert process.client.get("/healthz").status == 200
+
+
+# --- disk
+
+HOOK = """
+import os, sys
+
+_record = os.open(os.environ["TEST_RECORD"], os.O_WRONLY | os.O_APPEND)
+_writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+def _note(event, arguments):
+    if event == "open":
+        path, mode, flags = arguments
+        if str(path).startswith(("/dev/", "/proc/")) or ".coverage" in str(path) or isinstance(path, int):
+            return
+        if (flags or 0) & _writing or set(mode or "") & set("wax+"):
+            os.write(_record, f"{event} {path}\\n".encode())
+    elif event in ("os.mkdir", "os.rename", "os.link", "os.truncate", "tempfile.mkstemp", "tempfile.mkdtemp"):
+        if ".coverage" not in str(arguments):
+            os.write(_record, f"{event} {arguments}\\n".encode())
+
+sys.addaudithook(_note)
+"""
+
+
+def files_open_for_writing(pid: int) -> list[str]:
+    """Return the regular files that a process could write to."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+            flags = int(Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().split("flags:")[1].split()[0], 8)
+        except FileNotFoundError:
+            continue
+        is_file = target.startswith("/") and not target.startswith(("/dev/", "/proc/"))
+        if is_file and flags & (os.O_WRONLY | os.O_RDWR):
+            found.append(target)
+    return found
+
+
+def test_nothing_is_written_to_disk(log: Path, tmp_path: Path) -> None:
+    """Chats, streams, large uploads and bodies, reports and errors leave no file, nor need one for a moment."""
+    places = [tmp_path / name for name in ("tmp", "cwd", "hook")]
+    for place in places:
+        place.mkdir()
+    temporary, home, hook = places
+    record = tmp_path / "record"
+    record.touch()
+    (hook / "sitecustomize.py").write_text(HOOK)
+    for place in (temporary, home):
+        place.chmod(0o555)
+    body, content_type = multipart(b"speech " * 500_000)
+    with (
+        Backend() as backend,
+        teesign_serve(
+            log,
+            VLLM_BASE_URL=backend.url,
+            TMPDIR=str(temporary),
+            HOME=str(home),
+            TEST_RECORD=str(record),
+            PYTHONDONTWRITEBYTECODE="1",
+            PYTHONPATH=os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        ) as process,
+    ):
+        process.wait_until_ready()
+        client = process.client
+        backend.play(json_answer(b'{"id":"x","text":"' + b"y" * 3_000_000 + b'"}'))
+        assert client.post(CHAT, b'{"p":"' + b"x" * 3_000_000 + b'"}').status == 200
+        with client.open(
+            "POST", "/v1/audio/transcriptions", [content_type, ("Content-Length", str(len(body)))], body[:2_000_000]
+        ) as conversation:
+            backend.next_call()
+            backend.next_call()
+            within = files_open_for_writing(worker_of(process))
+            conversation.send(body[2_000_000:])
+            assert conversation.answer().status == 200
+        backend.play(event_stream(b"data: " + b"z" * 3_000_000 + b"\n\n", b"data: [DONE]\n\n"))
+        assert client.post(CHAT, b"{}").status == 200
+        backend.play(json_answer(b'{"error":"' + b"e" * 1_000_000 + b'"}', 500))
+        assert client.post("/v1/other", b"{}").status == 500
+        assert client.get(REPORT).status == 200
+        process.terminate()
+        assert process.wait() == 0
+    assert [path for path in within if path not in (str(log), str(record)) and ".coverage" not in path] == []
+    assert record.read_text() == ""
+    assert list(temporary.iterdir()) == list(home.iterdir()) == []
+
+
+def test_the_record_of_what_is_written_is_not_deaf(tmp_path: Path) -> None:
+    """A program that does write files is found out by the same hook."""
+    record = tmp_path / "record"
+    record.touch()
+    program = "import tempfile; tempfile.TemporaryFile().close(); open('a','w').close()"
+    environment = {**os.environ, "TEST_RECORD": str(record)}
+    subprocess.run([sys.executable, "-c", HOOK + program], env=environment, cwd=tmp_path, check=True)
+    assert "open a" in record.read_text()
+    assert "tempfile" in record.read_text() or "/tmp" in record.read_text()
