@@ -14,8 +14,8 @@ from typing import Any
 import httpcore
 
 from teesign_asgi import App, Settings
-from teesign_asgi.logs import configure_logging
-from teesign_asgi.serve import run_server
+from teesign_asgi.cli.logs import configure_logging
+from teesign_asgi.cli.serve import run_server
 from teesign_asgi.upstream import IDLE_TIMEOUT
 
 from .null import null_app

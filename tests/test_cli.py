@@ -133,9 +133,9 @@ def test_help_is_given_for_commands_that_cannot_run() -> None:
 
 def test_a_missing_module_of_our_own_is_no_missing_package() -> None:
     """Installing something would not help."""
-    result = run_without(("teesign_asgi.logs",), "serve")
+    result = run_without(("teesign_asgi.cli.logs",), "serve")
     assert result.returncode == 1
-    assert "ModuleNotFoundError: No module named 'teesign_asgi.logs'" in result.stderr
+    assert "ModuleNotFoundError: No module named 'teesign_asgi.cli.logs'" in result.stderr
     assert "pip install" not in result.stderr
 
 

@@ -13,8 +13,8 @@ import httpcore
 import pytest
 
 from teesign import VerificationError
-from teesign_asgi import demo
-from teesign_asgi.demo import PROMPT, EchoModel, run_demo
+from teesign_asgi.cli import demo
+from teesign_asgi.cli.demo import PROMPT, EchoModel, run_demo
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from processes import teesign_serve
 
-from teesign_asgi.log_writer import LogWriter
+from teesign_asgi.cli.log_writer import LogWriter
 
 PIPE_SIZE = 4096
 """The smallest that a pipe can be."""

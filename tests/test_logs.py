@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from teesign_asgi import Settings
-from teesign_asgi.log_writer import LogWriter
-from teesign_asgi.logs import _QUIET, configure_logging
+from teesign_asgi.cli.log_writer import LogWriter
+from teesign_asgi.cli.logs import _QUIET, configure_logging
 from teesign_asgi.observe import log_event
 
 CANARY = "kanarienvogel"

@@ -29,11 +29,11 @@ from teesign.verify.policy import Policy, UnsafeSimulatedPolicy, policy_members
 from teesign.verify.report import STEPS
 from teesign.verify.steps import Passed
 from teesign_asgi import App
-from teesign_asgi import verify as command
 from teesign_asgi.cli import teesign
-from teesign_asgi.meanings import meaning_of
+from teesign_asgi.cli import verify as command
+from teesign_asgi.cli.meanings import meaning_of
+from teesign_asgi.cli.verdict import Verdict
 from teesign_asgi.types import Message, Receive, Scope, Send
-from teesign_asgi.verdict import Verdict
 
 NAMES = [step.name for step in (*STEPS, *ANSWER_STEPS)]
 UNSAFE = json.dumps({"policy": "UnsafeSimulatedPolicy"})

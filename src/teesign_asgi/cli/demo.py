@@ -37,8 +37,8 @@ from teesign import (
     verify_report_data,
 )
 
-from .app import App
-from .settings import Settings
+from ..app import App
+from ..settings import Settings
 
 __all__ = ["EchoModel", "demo", "run_demo"]
 

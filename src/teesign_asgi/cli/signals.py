@@ -27,8 +27,8 @@ from typing import Any, Final
 
 from granian.server.common import AbstractServer
 
-from .drain import Drain
-from .observe import log_event
+from ..drain import Drain
+from ..observe import log_event
 
 __all__ = ["drain_first", "end_at_second_signal", "end_with_parent"]
 

@@ -24,7 +24,7 @@ from teesign.errors import FetchError, TeesignError, UsageError, VerificationErr
 from teesign.verify.bundle import decode_bundle, encode_bundle, verify_bundle
 from teesign.verify.policy import Policy, parse_policy
 
-from .cli import missing_package
+from . import missing_package
 from .verdict import Verdict
 
 __all__ = ["verify"]

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
+from ..observe import describe_exception, redact
+from ..settings import Settings
 from .log_writer import LogWriter
-from .observe import describe_exception, redact
-from .settings import Settings
 
 __all__ = ["configure_logging"]
 

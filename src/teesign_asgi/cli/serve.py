@@ -22,11 +22,11 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server import Server
 
-from .app import App
-from .errors import SettingsError
+from ..app import App
+from ..errors import SettingsError
+from ..observe import log_event
+from ..settings import VARIABLES, Settings
 from .logs import configure_logging
-from .observe import log_event
-from .settings import VARIABLES, Settings
 from .signals import drain_first, end_at_second_signal, end_with_parent
 
 __all__ = ["run_server", "serve"]
