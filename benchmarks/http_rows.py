@@ -22,24 +22,35 @@ _SLOW: Final = ("httpcore", "reference")
 
 
 def json_chat(lab: Lab, plan: Plan) -> list[Comparison]:
-    """JSON chats of 1 KB in and 400 B out over 32 connections, with everything on."""
+    """JSON chats of 1 KB in and 400 B out over 32 connections, with everything on.
+
+    And without any proxy: load and backend must be able to do far more than what is between them.
+    """
     comparisons = _comparisons("JSON chat", _JSON_TARGETS)
+    control = Comparison("JSON chat", "direct / through teesign, wall time (control)", 0.5)
     contenders = _contenders(lab, _JSON_TARGETS)
+
+    def chats(contender: Contender, requests: int) -> Window:
+        work = json_load(
+            contender.port,
+            (contender.pid, lab.backend.pid),
+            connections=32,
+            requests=requests,
+            warm_up=requests // 5,
+        )
+        return asyncio.run(work)
+
     for _ in range(plan.alternations):
-        windows = {}
-        for kind, contender in contenders.items():
-            requests = plan.slow_requests if kind in _SLOW else plan.requests
-            windows[kind] = asyncio.run(
-                json_load(
-                    contender.port,
-                    (contender.pid, lab.backend.pid),
-                    connections=32,
-                    requests=requests,
-                    warm_up=requests // 5,
-                )
-            )
+        windows = {
+            kind: chats(contender, plan.slow_requests if kind in _SLOW else plan.requests)
+            for kind, contender in contenders.items()
+        }
         _compare(comparisons, windows, "µs/request")
-    return list(comparisons.values())
+        alone = chats(lab.backend, plan.requests)
+        proxied_time, direct_time = (window.seconds / window.done * 1e6 for window in (windows["teesign"], alone))
+        control.samples.append(direct_time / proxied_time)
+        control.details.append({"direct µs/request": direct_time, "teesign µs/request": proxied_time})
+    return [*comparisons.values(), control]
 
 
 def streams(lab: Lab, plan: Plan) -> list[Comparison]:
@@ -156,6 +167,8 @@ def _add(comparison: Comparison, ours: tuple[str, Window], theirs: tuple[str, Wi
             "proxy busy": window.cpu[0] / window.seconds,
             "backend busy": window.cpu[1] / window.seconds,
             "load busy": window.own_cpu / window.seconds,
+            f"{ours[0]} per s": window.done / window.seconds,
+            f"{theirs[0]} per s": theirs[1].done / theirs[1].seconds,
         }
     )
 

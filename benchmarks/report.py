@@ -63,21 +63,26 @@ class Comparison:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Return a table in Markdown."""
-    head = ("Row", "Compared", "Target", "Median", "Spread", "n", "Met", "Made of")
-    lines = [head, tuple("---" for _ in head)]
-    for one in comparisons:
-        made_of = ", ".join(f"{name} {value:.4g}" for name, value in one.detail_medians().items())
-        lines.append(
-            (
-                one.row,
-                one.what,
-                f"≤ {one.target:g} {one.unit}",
-                f"{one.median:.3g} {one.unit}",
-                f"{min(one.samples):.3g} to {max(one.samples):.3g}",
-                str(len(one.samples)),
-                "yes" if one.met else "**no**",
-                made_of,
-            )
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return a table in Markdown, in columns, and under it what the figures were made of."""
+    rows = [("Row", "Compared", "Target", "Median", "Spread", "n", "Met"), *map(_cells, comparisons)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
+    made_of = [
+        f"{one.row}, {one.what}: " + ", ".join(f"{name} {value:.4g}" for name, value in one.detail_medians().items())
+        for one in comparisons
+        if one.details
+    ]
+    return "\n".join([*lines, "", "Made of (medians):", *made_of])
+
+
+def _cells(one: Comparison) -> tuple[str, ...]:
+    return (
+        one.row,
+        one.what,
+        f"≤ {one.target:.3g} {one.unit}",
+        f"{one.median:.3g} {one.unit}",
+        f"{min(one.samples):.3g} to {max(one.samples):.3g}",
+        str(len(one.samples)),
+        "yes" if one.met else "**no**",
+    )

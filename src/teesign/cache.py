@@ -49,7 +49,7 @@ class SignatureCache:
         UsageError: `bad_cache_bounds` if `ttl` or `max_entries` is not positive.
     """
 
-    __slots__ = ("_chats", "_clock", "_entries", "_first_over", "_max_entries", "_queue", "_ttl")
+    __slots__ = ("_chats", "_clock", "_first_over", "_max_entries", "_queue", "_ttl")
 
     def __init__(self, *, ttl: float, max_entries: int, clock: Callable[[], float]) -> None:
         if ttl <= 0 or max_entries < 1:
@@ -58,17 +58,17 @@ class SignatureCache:
         self._max_entries: Final = max_entries
         self._clock: Final = clock
         self._chats: dict[str, SignedChat] = {}
-        self._queue: deque[float | str] = deque()
+        self._queue: deque[float | str] = deque()  # has one time for each entry, and each of the ids once
         self._first_over = inf  # the time at the queue's front
-        self._entries = 0
 
     def __len__(self) -> int:
         """Count the entries, without those that have expired."""
         self._expire(self._clock())
-        return self._entries
+        return len(self._queue) - len(self._chats)
 
     def __repr__(self) -> str:
-        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={self._entries})"
+        entries = len(self._queue) - len(self._chats)
+        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={entries})"
 
     def put(self, ids: Sequence[str], chat: SignedChat) -> None:
         """Keep `chat` for one ttl from now.
@@ -92,12 +92,10 @@ class SignatureCache:
             self._first_over = over
         queue.append(over)
         for chat_id in ids:
-            known = len(chats)
-            chats.setdefault(chat_id, chat)
-            if len(chats) > known:
+            if chat_id not in chats:
+                chats[chat_id] = chat
                 queue.append(chat_id)
-        self._entries += 1
-        if self._entries > self._max_entries:
+        if len(queue) - len(chats) > self._max_entries:
             self._drop_first()
 
     def get(self, chat_id: str) -> SignedChat | None:
@@ -122,4 +120,3 @@ class SignatureCache:
                 break
             del self._chats[chat_id]
             queue.popleft()
-        self._entries -= 1
