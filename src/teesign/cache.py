@@ -1,10 +1,13 @@
 """Signed chats by id, for a limited time and in limited number.
 
 Theory of operation. One dictionary has every id of every entry. Every entry lives equally long, so entries expire in
-the order in which they came: a queue holds, for each, the time at which its own is over and then its ids. Each call
-looks whether the time of the first is over, and drops what has expired from the queue's front; so each entry is visited
-once when it leaves, and no call scans. (The dictionary keeps that order too, but finding its first key is a walk over
-all that were removed before.) The cache never starts a timer and never reads a clock of its own.
+the order in which they came: one queue has their times, and one their ids, with a mark before the first of each entry.
+Each call looks whether the time of the first is over, and drops what has expired from the queues' fronts; so each entry
+is visited once when it leaves, and no call scans. (The dictionary keeps that order too, but finding its first key is a
+walk over all that were removed before.) The cache never starts a timer and never reads a clock of its own.
+
+There may be a million entries, so the times are kept as plain numbers, eight bytes each, in an array whose front is cut
+off when half of it is past.
 
 An entry answers to several ids. The first is its own and must be fresh and random; the others come from response
 bodies, where clients of some backends can choose them. So the first entry to use such an id keeps it until it expires:
@@ -13,6 +16,7 @@ a later response that repeats the id of an earlier one cannot take its place.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
@@ -49,7 +53,7 @@ class SignatureCache:
         UsageError: `bad_cache_bounds` if `ttl` or `max_entries` is not positive.
     """
 
-    __slots__ = ("_chats", "_clock", "_first_over", "_max_entries", "_queue", "_ttl")
+    __slots__ = ("_chats", "_clock", "_first_over", "_ids", "_max_entries", "_past", "_times", "_ttl")
 
     def __init__(self, *, ttl: float, max_entries: int, clock: Callable[[], float]) -> None:
         if ttl <= 0 or max_entries < 1:
@@ -58,16 +62,18 @@ class SignatureCache:
         self._max_entries: Final = max_entries
         self._clock: Final = clock
         self._chats: dict[str, SignedChat] = {}
-        self._queue: deque[float | str] = deque()  # has one time for each entry, and each of the ids once
-        self._first_over = inf  # the time at the queue's front
+        self._ids: deque[str | None] = deque()  # None before those of each entry
+        self._times = array("d")  # at which entries are over
+        self._past = 0  # how many of these belong to entries that are gone
+        self._first_over = inf  # the first of the others
 
     def __len__(self) -> int:
         """Count the entries, without those that have expired."""
         self._expire(self._clock())
-        return len(self._queue) - len(self._chats)
+        return len(self._times) - self._past
 
     def __repr__(self) -> str:
-        entries = len(self._queue) - len(self._chats)
+        entries = len(self._times) - self._past
         return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={entries})"
 
     def put(self, ids: Sequence[str], chat: SignedChat) -> None:
@@ -84,18 +90,19 @@ class SignatureCache:
         now = self._clock()
         if now >= self._first_over:
             self._expire(now)
-        chats, queue = self._chats, self._queue
+        chats, queue = self._chats, self._ids
         if not ids or not ids[0] or ids[0] in chats:
             raise UsageError("An entry needs an id of its own that no other entry has.", code="duplicate_id")
         over = now + self._ttl
         if not queue:
             self._first_over = over
-        queue.append(over)
+        self._times.append(over)
+        queue.append(None)
         for chat_id in ids:
             if chat_id not in chats:
                 chats[chat_id] = chat
                 queue.append(chat_id)
-        if len(queue) - len(chats) > self._max_entries:
+        if len(self._times) - self._past > self._max_entries:
             self._drop_first()
 
     def get(self, chat_id: str) -> SignedChat | None:
@@ -110,13 +117,16 @@ class SignatureCache:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        queue = self._queue
-        queue.popleft()
-        self._first_over = inf
-        while queue:
-            chat_id = queue[0]
-            if not isinstance(chat_id, str):
-                self._first_over = chat_id
+        ids, times = self._ids, self._times
+        ids.popleft()
+        while ids:
+            chat_id = ids[0]
+            if chat_id is None:
                 break
             del self._chats[chat_id]
-            queue.popleft()
+            ids.popleft()
+        self._past += 1
+        if self._past * 2 > len(times):
+            del times[: self._past]
+            self._past = 0
+        self._first_over = times[self._past] if ids else inf
