@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from teesign_asgi.observe import (
     _VOCABULARY,
-    Metrics,
     backend_error_fields,
     describe_exception,
     log_event,
@@ -191,22 +190,3 @@ def test_events_are_for_people_and_for_machines(caplog: pytest.LogCaptureFixture
     assert record.getMessage() == "it happened status=200 path=/a"
     assert vars(record)["event_name"] == "it happened"
     assert vars(record)["fields"] == {"status": 200, "path": "/a"}
-
-
-def new_metrics(entries: int | None) -> Metrics:
-    """Return the metrics of a proxy with so many signed chats, or whose store does not say."""
-    return Metrics(open_streams=lambda: 0, cache_entries=None if entries is None else lambda: entries)
-
-
-def test_metrics_are_in_a_registry_of_their_own() -> None:
-    """Two proxies in one process do not count for each other."""
-    one, other = new_metrics(3), new_metrics(None)
-    one.requests.labels("/v1/models", "200").inc()
-    assert b'teesign_requests_total{endpoint="/v1/models",status="200"} 1.0' in one.render()
-    assert b"/v1/models" not in other.render()
-
-
-def test_the_number_of_entries_is_shown_where_it_is_known() -> None:
-    """Only a store of its own can be counted."""
-    assert b"teesign_signature_cache_entries 3.0" in new_metrics(3).render()
-    assert b"cache_entries" not in new_metrics(None).render()

@@ -38,7 +38,8 @@ from .failures import answer_failure
 from .guards import BearerCheck, RateLimiter
 from .handlers import Handler, Handlers
 from .http import Reply, Request
-from .observe import EndpointMetrics, Metrics, describe_exception, log_event, loggable_path
+from .metrics import EndpointMetrics, Metrics
+from .observe import describe_exception, log_event, loggable_path
 from .pool import Pool
 from .relay import Outcome, Relay
 from .routes import (
@@ -252,7 +253,7 @@ class App:
             limit=body_limit(endpoint, settings),
             url=None if endpoint.handling is Handling.RELAY_ANYTHING else _backend_url(endpoint, settings),
             handler=self._handlers.get(endpoint.handling),
-            metrics=EndpointMetrics(self.metrics, endpoint.label),
+            metrics=self.metrics.endpoint(endpoint.label),
         )
 
     def _refuse_own_requests(self, request: Request) -> None:

@@ -13,7 +13,7 @@ from .attestor import Attestor
 from .drain import Drain
 from .errors import bad_request, not_found, shutting_down
 from .http import Reply, Request, decode_path_segment
-from .observe import METRICS_CONTENT_TYPE, Metrics
+from .metrics import METRICS_CONTENT_TYPE, Metrics
 from .parameters import flag_parameter, nonce_parameter, signing_algorithm
 from .routes import Handling
 from .store import Store

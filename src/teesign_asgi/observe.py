@@ -1,9 +1,8 @@
-"""What may be known about a request afterwards: metrics, log lines, and what is kept of a backend's error.
+"""What may be known about a request afterwards: log lines, and what is kept of a backend's error.
 
-Nothing here ever holds a body, a query, a token or a key. Labels of metrics come from the endpoint table and from
-status codes, never from what a client sent. Of a backend's error message only words of a fixed vocabulary are kept: a
-message may quote what the user wrote in any form, so there is no pattern to search for; but a prompt made of nothing
-but these words gives nothing away.
+Nothing here ever holds a body, a query, a token or a key. Of a backend's error message only words of a fixed vocabulary
+are kept: a message may quote what the user wrote in any form, so there is no pattern to search for; but a prompt made
+of nothing but these words gives nothing away.
 """
 
 from __future__ import annotations
@@ -11,20 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["EndpointMetrics", "Metrics", "backend_error_fields", "describe_exception", "log_event"]
+__all__ = ["backend_error_fields", "describe_exception", "log_event"]
 
 logger: Final = logging.getLogger("teesign_asgi")
 
-METRICS_CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
-
-_DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _MAX_LOGGED_WORDS: Final = 40
 _ERROR_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,63}")
 _WORD: Final = re.compile(r"[A-Za-z']+|[^A-Za-z'\s]+")
@@ -45,83 +39,6 @@ _WORDS: Final = """
     you your
 """
 _VOCABULARY: Final = frozenset(_WORDS.split())
-
-
-class Metrics:
-    """The proxy's own Prometheus metrics, in a registry of their own.
-
-    Args:
-        open_streams: returns how many responses are being relayed.
-        cache_entries: returns how many signed chats are kept, or None where that is not known (a shared store).
-    """
-
-    def __init__(self, *, open_streams: Callable[[], int], cache_entries: Callable[[], int] | None) -> None:
-        self._registry: Final = CollectorRegistry()
-        counter, histogram, gauge = self._counter, self._histogram, self._gauge
-        self.requests: Final = counter("requests", "Requests answered.", "endpoint", "status")
-        self.duration: Final = histogram("request_duration_seconds", "Time from request to last byte.", "endpoint")
-        self.request_bytes: Final = counter("request_bytes", "Bytes of request bodies received.", "endpoint")
-        self.response_bytes: Final = counter("response_bytes", "Bytes of response bodies sent.", "endpoint")
-        self.signatures: Final = counter("signatures", "Responses signed.", "endpoint")
-        self.lookups: Final = counter("signature_lookups", "Signatures asked for.", "result")
-        self.disconnects: Final = counter("client_disconnects", "Clients gone before the last byte.", "endpoint")
-        self.client_stalls: Final = counter("client_stalls", "Clients that stopped for too long.", "part")
-        self.backend_errors: Final = counter("backend_errors", "Requests without a usable response.", "kind")
-        self.attestation_failures: Final = counter("attestation_failures", "Collections of evidence that failed.")
-        self.dropped_log_lines: Final = counter("dropped_log_lines", "Log lines that nobody read in time.")
-        gauge("open_streams", "Responses being relayed.").set_function(open_streams)
-        if cache_entries is not None:
-            gauge("signature_cache_entries", "Signed chats kept.").set_function(cache_entries)
-
-    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(name, help_text, labels, namespace="teesign", registry=self._registry)
-
-    def _gauge(self, name: str, help_text: str) -> Gauge:
-        return Gauge(name, help_text, namespace="teesign", registry=self._registry)
-
-    def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(name, help_text, labels, namespace="teesign", registry=self._registry, buckets=_DURATIONS)
-
-    def render(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-class EndpointMetrics:
-    """The metrics of one endpoint, with their labels bound: to look these up costs more than to count.
-
-    Args:
-        metrics: those of the whole proxy.
-        endpoint: the label.
-    """
-
-    def __init__(self, metrics: Metrics, endpoint: str) -> None:
-        self._count_request: Final = cache(lambda status: metrics.requests.labels(endpoint, str(status)).inc)
-        self._duration: Final = metrics.duration.labels(endpoint)
-        self._request_bytes: Final = metrics.request_bytes.labels(endpoint)
-        self._response_bytes: Final = metrics.response_bytes.labels(endpoint)
-        self._signatures: Final = metrics.signatures.labels(endpoint)
-        self._disconnects: Final = metrics.disconnects.labels(endpoint)
-
-    def note(self, *, status: int, duration: float, received: int, sent: int, signed: bool, client_gone: bool) -> None:
-        """Count a request that is over.
-
-        Args:
-            status: of the response; 0 if there was none.
-            duration: in seconds.
-            received: bytes of the request's body.
-            sent: bytes of the response's body.
-            signed: whether the response was signed.
-            client_gone: whether the client left before its last byte.
-        """
-        self._count_request(status)()
-        self._duration.observe(duration)
-        self._request_bytes.inc(received)
-        self._response_bytes.inc(sent)
-        if signed:
-            self._signatures.inc()
-        if client_gone:
-            self._disconnects.inc()
 
 
 class _Shown:
