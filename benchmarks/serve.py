@@ -13,9 +13,9 @@ from typing import Any
 
 import httpcore
 
-from teesign_asgi import App, Settings
+from teesign_asgi import Settings
 from teesign_asgi.cli.logs import configure_logging
-from teesign_asgi.cli.serve import run_server
+from teesign_asgi.cli.serve import load_app, run_server
 from teesign_asgi.upstream import IDLE_TIMEOUT
 
 from .null import null_app
@@ -27,12 +27,10 @@ def _load_null() -> Any:
     return null_app
 
 
-def _load_over_httpcore(settings: Settings) -> Any:
-    configure_logging(settings)
-    pool = httpcore.AsyncConnectionPool(
+def _httpcore_pool(settings: Settings) -> httpcore.AsyncConnectionPool:
+    return httpcore.AsyncConnectionPool(
         max_connections=None, max_keepalive_connections=settings.max_keepalive, keepalive_expiry=IDLE_TIMEOUT
     )
-    return App(settings, upstream=pool)
 
 
 def _run_reference(port: int) -> None:
@@ -52,7 +50,8 @@ def main() -> None:
     else:
         settings = Settings.from_mapping(os.environ)
         configure_logging(settings)
-        run_server(partial(_load_over_httpcore, settings), address="127.0.0.1", port=port)
+        load = partial(load_app, settings, partial(_httpcore_pool, settings))
+        run_server(load, address="127.0.0.1", port=port)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from ..app import App
 from ..errors import SettingsError
 from ..observe import log_event
 from ..settings import VARIABLES, Settings
+from ..upstream import AsyncRequestInterface
 from .logs import configure_logging
 from .signals import drain_first, end_at_second_signal, end_with_parent
 
-__all__ = ["run_server", "serve"]
+__all__ = ["load_app", "run_server", "serve"]
 
 _MAX_CONNECTIONS: Final = 65_536
 
@@ -65,7 +66,7 @@ def serve(**flags: str | None) -> None:
     configure_logging(settings)
     address = _free_address(settings.listen_host, settings.listen_port)
     drain = settings.drain_delay + settings.drain_timeout + settings.drain_linger
-    run_server(partial(_load, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
+    run_server(partial(load_app, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
 
 
 def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeout: int = 30) -> None:
@@ -128,11 +129,16 @@ def _free_address(host: str, port: int) -> str:
     return str(address[0])
 
 
-def _load(settings: Settings) -> Any:
-    """Build the app in the server's worker process."""
+def load_app(settings: Settings, make_upstream: Callable[[], AsyncRequestInterface] | None = None) -> App:
+    """Build the app in the server's worker process, and make the process ready for it.
+
+    Args:
+        settings: what the operator chose.
+        make_upstream: makes what carries requests to the backend; the default pool without it.
+    """
     log = configure_logging(settings)
     _log_summary(settings)
-    app = App(settings)
+    app = App(settings, upstream=make_upstream() if make_upstream else None)
     log.on_drop = app.metrics.dropped_log_lines.inc
     drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
     # What a request leaves behind goes by reference counting. The collector, which looks for cycles at every 700 new
