@@ -8,10 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+import anyio
 import pytest
 from backend import Call, chunked, head, json_answer
 from servers import ALL_KINDS, Kind, Stack, stack
 from wire import Conversation, chunks_of, multipart
+
+from teesign_asgi.http import Reply, Request
+from teesign_asgi.stalls import PAUSE, StallWatch
+from teesign_asgi.types import Message
 
 CHAT = "/v1/chat/completions"
 SPEECH = "/v1/audio/transcriptions"
@@ -171,3 +176,29 @@ def test_a_backend_that_takes_its_time(patient: Stack) -> None:
 def is_closed(conversation: Conversation) -> bool:
     """Wait until the server has closed a connection."""
     return conversation.receive_all() == b""
+
+
+@pytest.mark.anyio
+async def test_a_pause_of_this_process_is_not_the_clients() -> None:
+    """What came while nobody could look counts, although the time limit has passed by then."""
+
+    async def receive() -> Message:
+        await anyio.sleep(SHORT / 2)
+        return {"type": "http.request", "body": b"late", "more_body": False}
+
+    async def send(_: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request, reply = Request(scope, receive, bytes, 0), Reply(send, b"id", "POST")
+
+    async def work() -> None:
+        assert await request.read(10) == b"late"
+
+    async def pause() -> None:
+        await anyio.sleep(SHORT / 4)
+        time.sleep(PAUSE + 2 * SHORT)  # noqa: ASYNC251 - the pause under test
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pause)
+        await StallWatch(sending=SHORT, taking=SHORT).run(scope, request, reply, work())

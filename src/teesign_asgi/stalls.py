@@ -39,6 +39,9 @@ __all__ = ["StallWatch", "hang_up"]
 _SWEEPS: Final = 10
 """How many sweeps there are in the shorter one of the two times: it is kept to so many parts."""
 
+PAUSE: Final = 1.0
+"""By how many seconds a sweep must be late to mean that this process was paused, not that its clients have stopped."""
+
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 
 
@@ -125,8 +128,12 @@ class StallWatch:
     async def _sweep(self) -> None:
         try:
             while self._open:
+                begun = anyio.current_time()
                 await anyio.sleep(self._period)
                 now = anyio.current_time()
+                if now - begun > self._period + PAUSE:
+                    for entry in self._open:
+                        entry.seen = -1  # what it sent or took meanwhile has not been looked at yet
                 stalled = [entry for entry in self._open if self._has_stalled(entry, now)]
                 if any(entry.stalled == "response" for entry in stalled):
                     scopes = [entry.scope for entry in stalled if entry.stalled == "response"]

@@ -18,8 +18,8 @@ import pytest
 from backend import Backend, Call, chunked, event_stream, head, json_answer
 from fault_bench import BENCH_KINDS, CHAT, Bench, bench, chat_request
 from processes import Process, teesign_serve
-from raw_client import connect
-from servers import Kind
+from raw_client import connect, request_bytes
+from servers import TOKEN, Kind
 from wire import multipart
 
 EVENTS = b"content-type: text/event-stream"
@@ -79,10 +79,13 @@ def test_no_lifetime_goes_by_the_wall_clock() -> None:
 
 
 def test_a_process_that_is_paused(log: Path) -> None:
-    """What came while it was stopped was not silence: the stream goes on, is whole and signed."""
+    """What came while it was stopped was not silence: streams and uploads go on, are whole and signed."""
     paused = threading.Event()
 
     def script(call: Call) -> None:
+        if call.target != CHAT.encode():
+            json_answer(b'{"id":"uploaded"}')(call)
+            return
         call.read_body()
         call.send(head(200, EVENTS, CHUNKED), chunked(b'data: {"id":"paused"}\n\n', end=False))
         assert paused.wait(10)
@@ -91,21 +94,37 @@ def test_a_process_that_is_paused(log: Path) -> None:
             call.send(chunked(b"data: 1\n\n", end=False))
         call.send(chunked(b"data: [DONE]\n\n"))
 
-    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url, VLLM_PROXY_TIMEOUT_SECS="1") as process:
+    upload = request_bytes("POST", "/v1/other", b"x" * 2_000, token=TOKEN)
+    with (
+        Backend() as backend,
+        teesign_serve(
+            log,
+            VLLM_BASE_URL=backend.url,
+            VLLM_PROXY_TIMEOUT_SECS="1",
+            CLIENT_BODY_TIMEOUT="1",
+            CLIENT_WRITE_TIMEOUT="1",
+        ) as process,
+    ):
         process.wait_until_ready()
         backend.play(script)
-        with connect(process.port) as wire:
+        with connect(process.port) as wire, connect(process.port) as uploading:
             wire.send(chat_request())
             assert b"paused" in wire.read_until(b"}\n\n")
+            uploading.send(upload[:-1_000])
+            while len(backend.calls) < 2:
+                time.sleep(0.01)
             worker = worker_of(process)
             os.kill(worker, signal.SIGSTOP)
             try:
                 paused.set()
-                time.sleep(2.2)
+                uploading.send(upload[-1_000:])
+                time.sleep(2.3)
             finally:
                 os.kill(worker, signal.SIGCONT)
             wire.read_until(b"data: [DONE]\n\n")
-        assert process.client.signature("paused").status == 200
+            assert uploading.response().status == 200
+        for chat_id in ("paused", "uploaded"):
+            assert process.client.signature(chat_id).status == 200
 
 
 # --- descriptors
