@@ -122,6 +122,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def sabotage(session: nox.Session) -> None:
+    """Take each protection away, and see its tests fail; or those of a row: `nox -s sabotage -- 'head broken'`."""
+    install(session, "test")
+    session.run("python", "tests/faults/sabotage.py", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run mixed load and faults for half an hour, or reach one of the figures: `nox -s soak -- --figure NAME`."""
     install(session, "engine", "plot")

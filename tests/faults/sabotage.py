@@ -1,0 +1,115 @@
+"""Take the proxy's protections away, one at a time, and see that the tests which show them fail: `nox -s sabotage`.
+
+Each row of `sabotage.toml` replaces one piece of source text in a copy of the tree, where its tests are then run. Every
+one of them must fail by an assertion or an exception, not for want of being found; and before anything is replaced, all
+of them must pass. A piece of text that is not in its file exactly once is an error too: the source has changed, and the
+table has to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["SABOTAGES", "Sabotage"]
+
+TREE = Path(__file__).parents[2]
+TIME_LIMIT = 180.0
+"""Seconds for one test; one that hangs does not count as one that fails."""
+
+FAILED = 1
+"""What pytest ends with when tests have failed, and nothing else was wrong."""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One protection taken away.
+
+    Attributes:
+        what: what is not done any more.
+        rows: the faults and threats that it protects from.
+        file: where, below `src`.
+        old: the text that is replaced.
+        new: what it is replaced by.
+        tests: those that must fail, as pytest names them.
+    """
+
+    what: str
+    rows: tuple[str, ...]
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _read() -> list[Sabotage]:
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return [Sabotage(**{**row, "rows": tuple(row["rows"]), "tests": tuple(row["tests"])}) for row in table["sabotage"]]
+
+
+SABOTAGES = _read()
+
+
+def main(names: list[str]) -> int:
+    """Run the sabotages whose name or row holds one of these, or all; return how many protections were not missed."""
+    chosen = [each for each in SABOTAGES if not names or any(name in f"{each.what} {each.rows}" for name in names)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(TREE, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "node_modules"))
+        sound = _unmissed(tree, {test for each in chosen for test in each.tests}, expected=0)
+        _say(f"{'as it is':58} {'all pass' if not sound else f'FAIL: {sound}'}")
+        unmissed = sum(not _is_missed(tree, each) for each in chosen)
+    _say(f"{len(chosen)} protections taken away, {len(chosen) - unmissed} missed by their tests, {unmissed} not")
+    return unmissed + len(sound)
+
+
+def _is_missed(tree: Path, sabotage: Sabotage) -> bool:
+    """Take a protection away, and tell whether each of its tests fails."""
+    file = tree / "src" / sabotage.file
+    source = file.read_text(encoding="utf-8")
+    begun = time.monotonic()
+    if source.count(sabotage.old) != 1:
+        unmissed = [f"the text is {source.count(sabotage.old)} times in {sabotage.file}"]
+    else:
+        file.write_text(source.replace(sabotage.old, sabotage.new), encoding="utf-8")
+        try:
+            unmissed = _unmissed(tree, sabotage.tests, expected=FAILED)
+        finally:
+            file.write_text(source, encoding="utf-8")
+    outcome = f"STILL FINE: {unmissed}" if unmissed else f"{len(sabotage.tests)} failed"
+    _say(f"{sabotage.what:58} {', '.join(sabotage.rows):40} {outcome} ({time.monotonic() - begun:.0f} s)")
+    return not unmissed
+
+
+def _unmissed(tree: Path, tests: Iterable[str], *, expected: int) -> list[str]:
+    """Return the tests that do not end as expected, run one by one."""
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = []
+    for test in sorted(tests):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
+        try:
+            ended = subprocess.run(
+                command, cwd=tree, env=environment, capture_output=True, check=False, timeout=TIME_LIMIT
+            ).returncode
+        except subprocess.TimeoutExpired:
+            ended = -1
+        if ended != expected:
+            found.append(f"{test} ended with {ended}")
+    return found
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]) and 1)
