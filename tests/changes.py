@@ -176,6 +176,7 @@ CHANGES: tuple[Row, ...] = (
     Row("stream-event-left-out", STREAM, events(lambda all_: [*all_[:-2], all_[-1]]), streamed=True),
     Row("stream-event-twice", STREAM, events(lambda all_: [all_[0], *all_]), streamed=True),
     Row("stream-cut", "answer_incomplete", events(lambda all_: all_[:-1]), streamed=True),
+    Row("stream-ended-early", "answer_incomplete", events(lambda all_: [all_[0], b"data: [DONE].\n\n"]), streamed=True),
     Row("signature", "ecdsa_mismatch", signed("signature", lambda text: flip_hex(text, LAST_OF_S))),
     Row("signature-of-a-stream", "ecdsa_mismatch", signed("signature", lambda text: flip_hex(text, 63)), streamed=True),
     Row("other-signature", "ed25519_mismatch", signed("signature_ed25519", flip_hex)),

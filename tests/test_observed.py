@@ -79,6 +79,39 @@ def test_a_streams_end_waits_for_the_check(ending: bytes, count: int, places: li
     assert observed.signature_id == ("chatcmpl-1" if count else None)
 
 
+LOOKALIKES = [
+    b"data: [DONE]x\n\n",
+    b"data: [DONE] \n\n",
+    b"data:  [DONE]\n\n",
+    b"data: [DONE]\ndata: x\n\n",
+    b"event: x\ndata: x\ndata: [DONE]\n\n",
+    b"[DONE]\n\n",
+]
+
+
+@pytest.mark.parametrize("end", LOOKALIKES)
+@given(places=PLACES)
+def test_what_a_reader_could_take_for_the_end_waits_too(end: bytes, places: list[int]) -> None:
+    """OpenAI's client ends at whatever starts with `[DONE]`, others at lines: none may end before the check."""
+    observed = exchange(content_type="text/event-stream")
+    out = b"".join(observed.receive(chunk) for chunk in cut(EVENT + end + EVENT, places))
+    assert out.startswith(EVENT)
+    assert b"[DONE]" not in out
+    with pytest.raises(VerificationError) as caught:
+        observed.end()
+    assert caught.value.code == "answer_incomplete"
+
+
+@given(places=PLACES)
+def test_an_answer_that_speaks_of_the_end_loses_nothing(places: list[int]) -> None:
+    """For any way of cutting it; what follows the word waits for the check."""
+    stream = EVENT + b'data: {"text":"[DONE] [DON"}\n\n' + EVENT + ENDINGS[0]
+    observed = exchange(content_type="text/event-stream")
+    out = b"".join(observed.receive(chunk) for chunk in cut(stream, places))
+    observed.check(signature(b"request", stream), ATTESTATION)
+    assert (out, observed.whole) == (stream, True)
+
+
 @given(count=st.integers(0, 5), places=PLACES, lost=st.integers(1, 13))
 def test_a_stream_without_its_end_is_not_whole(count: int, places: list[int], lost: int) -> None:
     """However it is cut short, no terminator was handed out, and its end is a failure."""

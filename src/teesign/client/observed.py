@@ -3,8 +3,9 @@
 Theory of operation. An `ObservedExchange` does no I/O. It is shown the bytes of the request as they are sent and those
 of the response as they come, and hands back the ones that may go on to the program:
 
-    an event stream    passes at once, up to its terminator: whoever reads `[DONE]` takes the answer for whole, so that
-                       waits until the answer has been verified
+    an event stream    passes at once, up to its first `[DONE]`, be that the terminator or not: readers differ in what
+                       they take for the end, and who sees an end takes the answer for whole, so all from there on waits
+                       until the answer has been verified
     all else           waits until it is whole and has been verified
 
 When `whole` has become true, `check` has to pass before what the same call returned goes on. A response that ends
@@ -45,6 +46,9 @@ _UNSIGNED: Final = frozenset(
 """What servers answer without signing it: section 2 of the wire contract."""
 
 _UNSIGNED_BELOW: Final = "/v1/signature/"
+
+_DONE: Final = b"[DONE]"
+_DONE_STARTS: Final = tuple(_DONE[:length] for length in range(len(_DONE) - 1, 0, -1))
 
 
 def is_signed(method: str, path: str) -> bool:
@@ -91,6 +95,7 @@ class ObservedExchange:
 
     __slots__ = (
         "_collected",
+        "_held",
         "_request",
         "_request_is_empty",
         "_response",
@@ -107,6 +112,7 @@ class ObservedExchange:
         self._response = sha256()
         self._scanner: EventStreamScanner | None = None
         self._collected: list[bytes] = []
+        self._held = bytearray()  # what waits of an event stream: from its first [DONE] on
         self.signature_id: str | None = None
         self.whole = False
 
@@ -206,7 +212,17 @@ class ObservedExchange:
     def _pass(self, out: bytes) -> bytes:
         assert self._scanner is not None
         self._response.update(out)
+        self._held += out
+        end = len(self._held)
         if self._scanner.complete:
             self.whole = True
             self.signature_id = self.signature_id or self._scanner.event_id
-        return out
+        elif self._held.startswith(_DONE):
+            end = 0
+        elif _DONE in self._held:
+            end = self._held.index(_DONE)
+        else:
+            end -= next((len(start) for start in _DONE_STARTS if self._held.endswith(start)), 0)
+        passed = bytes(self._held[:end])
+        del self._held[:end]
+        return passed
