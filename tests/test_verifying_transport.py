@@ -294,6 +294,21 @@ def test_who_follows_a_redirect_ends_at_a_verified_answer(server: Stack) -> None
     assert ("teesign" in response.extensions, len(response.history)) == (True, 1)
 
 
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize(("status", "target"), [(303, "/v1/models"), (307, "/v1/tokenize")])
+def test_a_redirect_does_not_lead_around_the_check(server: Stack, family: Any, status: int, target: str) -> None:
+    """Nobody signs redirects: one to what is not signed would have any answer pass for the one that was asked for."""
+
+    def redirect(call: Call) -> None:
+        script = answer(status, b"", b"location: " + target.encode())
+        (script if call.target == CHAT.encode() else json_answer(b'{"id":"chatcmpl-unsigned"}'))(call)
+
+    server.backend.play(redirect)
+    with client(family) as ask, pytest.raises(VerificationError) as caught:
+        ask.post(url_of(server), json={"a": 1}, follow_redirects=True)
+    assert caught.value.code == "signature_missing"
+
+
 def test_a_wrong_token_is_the_servers_answer(server: Stack) -> None:
     """The report needs the token as well: without it nothing is attested, and nothing sent."""
     with client() as ask, pytest.raises(FetchError) as caught:

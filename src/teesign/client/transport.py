@@ -20,7 +20,8 @@ shows in its response, whose `extensions` have no "teesign", and in `verified` n
 One attestation is made for all requests to a server, by the first of them; the others wait, and if it fails the next
 one tries again. A mismatch of the signing key ends the attestation, so that a server with new keys is attested anew by
 the next request. The request's `Authorization` is used for report and signature too, which are asked of the same
-server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with the next URL.
+server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with the next URL,
+and the answer that it ends at has to be verified, even at a URL that is not signed by contract.
 
 Everything but the I/O is in flows and in `ObservedExchange`, so the two transports differ in `await` and their locks.
 """

@@ -15,7 +15,8 @@ from .tls import check_tls_key
 __all__ = ["EXTENSION", "Verifier"]
 
 EXTENSION: Final = "teesign"
-"""Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on."""
+"""Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on, and those of a
+request a mark if its answer has to be."""
 
 
 class Verifier:
@@ -49,11 +50,18 @@ class Verifier:
         self._attested: Final[dict[str, tuple[Attestation, float]]] = {}
 
     def server_of(self, request: Any) -> Server | None:
-        """Return the server whose answer to this request has to be verified, or None if none has."""
+        """Return the server whose answer to this request has to be verified, or None if none has.
+
+        A request whose answer has to be is marked. A client that follows a redirect hands the mark on to the next
+        request, whose answer has to be verified then, wherever it goes: nobody signs redirects, so that one must not
+        lead to what nobody signs either.
+        """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-        if path.startswith(f"{self._prefix}/") and not is_signed(request.method, path.removeprefix(self._prefix)):
+        signed = not path.startswith(f"{self._prefix}/") or is_signed(request.method, path.removeprefix(self._prefix))
+        if not signed and EXTENSION not in request.extensions:
             return None
+        request.extensions[EXTENSION] = True
         base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
         return Server(base, request.headers.get("authorization"), self._algorithm, self._model)
 
