@@ -214,6 +214,27 @@ def test_a_doubtful_compose_hash_is_refused(events: list[Event]) -> None:
     assert caught.value.code == "bad_event_log"
 
 
+@pytest.mark.parametrize(("start", "rest"), [("", "ab" * 31), ("ab:", "cd" * 28)])
+def test_a_compose_hash_cannot_be_hidden_behind_a_colon(start: str, rest: str) -> None:
+    """One digest has two readings where the payload holds a colon; the second must not make room for another event."""
+    other_name = f"compose-hash:{start}"
+    payload = (start + ":").encode().hex() + rest
+    genuine = altered(event_payload=payload)
+    hidden = altered(event=other_name, event_payload=rest)
+    assert hidden.digest == genuine.digest
+    with pytest.raises(MalformedError) as caught:
+        compose_hash([hidden, altered(event_payload="00" * 32)])
+    assert caught.value.code == "bad_event_log"
+    with pytest.raises(MalformedError):
+        compose_hash([hidden])
+
+
+def test_a_name_that_is_no_text_is_an_event_all_the_same() -> None:
+    """Some decoders of JSON let half a surrogate pair pass."""
+    event = altered(event="\ud800")
+    assert replay_event_log([event]) != replay_event_log([])
+
+
 @pytest.mark.parametrize(
     "log",
     [
