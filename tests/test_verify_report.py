@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authority, Intel, Nvidia
+from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authority, Intel, Nvidia, der, oid
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from teesign import (
     Challenge,
@@ -171,6 +173,32 @@ STRANGER = Nvidia()
 NOT_AN_AUTHORITY = Authority("GH100", NVIDIA.gpu, ca=False, curve=ec.SECP384R1())
 EXPIRED = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_after=datetime(2029, 6, 1, tzinfo=UTC))
 P256 = Authority("GH100", NVIDIA.model, ca=False)
+X400_NAME = der(0x30, der(0xA3, b""))
+ODD_NAME = Authority("X", NVIDIA.root, curve=ec.SECP384R1(), extra=[("2.5.29.17", X400_NAME)])
+ECDSA_WITH_SHA384, UNKNOWN_ALGORITHM = oid("1.2.840.10045.4.3.3"), oid("1.2.840.10045.4.3.9")
+
+
+def edited_certificate(old: bytes, new: bytes) -> bytes:
+    """Return the GPU's chain with other bytes in its first certificate."""
+    certificate = NVIDIA.gpu.der.replace(old, new)
+    assert certificate != NVIDIA.gpu.der
+    return as_pem(certificate) + NVIDIA.model.pem
+
+
+def as_pem(certificate: bytes) -> bytes:
+    """Return a certificate in PEM."""
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(certificate) + b"-----END CERTIFICATE-----\n"
+
+
+def mirrored(certificate: x509.Certificate) -> bytes:
+    """Return the certificate with the other signature that ECDSA has for the same data and key."""
+    order = 2**384 - 1388124618062372383947042015309946732620727252194336364173
+    r, s = decode_dss_signature(certificate.signature)
+    signature = der(3, b"\0" + encode_dss_signature(r, order - s))
+    return der(0x30, certificate.tbs_certificate_bytes + der(0x30, ECDSA_WITH_SHA384) + signature)
+
+
+TWIN = NVIDIA.item(NONCE, NVIDIA.gpu, as_pem(mirrored(NVIDIA.gpu.certificate)) + NVIDIA.model.pem)
 DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "no-address": ({key: REPORT[key] for key in REPORT if key != "signing_address"}, "bad_report", "report"),
     "address-is-a-number": (edited(signing_address=1), "bad_report", "report"),
@@ -219,6 +247,26 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "gpu-twice": (
         edited(nvidia_payload=json.dumps({"nonce": NONCE.hex(), "evidence_list": [ITEM, ITEM]})),
         "gpu_duplicate",
+        "gpus",
+    ),
+    "gpu-twice-by-another-certificate": (
+        edited(nvidia_payload=json.dumps({"nonce": NONCE.hex(), "evidence_list": [ITEM, TWIN]})),
+        "gpu_duplicate",
+        "gpus",
+    ),
+    "gpu-certificate-of-another-version": (
+        with_gpu(NVIDIA.item(NONCE, chain=edited_certificate(b"\xa0\3\2\1\2", b"\xa0\3\2\1\7"))),
+        "gpu_bad_evidence",
+        "gpus",
+    ),
+    "gpu-certificate-of-an-unknown-algorithm": (
+        with_gpu(NVIDIA.item(NONCE, chain=edited_certificate(ECDSA_WITH_SHA384, UNKNOWN_ALGORITHM))),
+        "gpu_chain_invalid",
+        "gpus",
+    ),
+    "gpu-issuer-with-an-odd-name": (
+        with_gpu(NVIDIA.item(NONCE, Authority("GH100", ODD_NAME, ca=False, curve=ec.SECP384R1()))),
+        "gpu_chain_invalid",
         "gpus",
     ),
 }

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ..errors import VerificationError
 
@@ -33,6 +33,15 @@ _GET_MEASUREMENTS: Final = b"\x11\xe0"
 _MEASUREMENTS: Final = b"\x11\x60"
 _SIGNATURE_LENGTH: Final = 96
 _MAX_CHAIN: Final = 10
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What cryptography raises for certificates that are not as they should be."""
 
 
 class SpdmReport(msgspec.Struct, frozen=True):
@@ -56,12 +65,12 @@ class VerifiedGpu(msgspec.Struct, frozen=True):
 
     Attributes:
         name: the subject of its certificate.
-        certificate_sha256: of its certificate (DER), hex: which GPU it is.
+        key_sha256: of its certificate's key (SPKI, DER), hex: which GPU it is.
         measurements_sha256: of its measurement record, hex. Nobody has said whether these are good.
     """
 
     name: str
-    certificate_sha256: str
+    key_sha256: str
     measurements_sha256: str
 
 
@@ -109,7 +118,8 @@ def verify_gpu_evidence(
             `gpu_untrusted_root`, `gpu_signature_mismatch`, or `gpu_duplicate` where one GPU appears twice.
     """
     gpus = tuple(_verify_gpu(item, nonce, now, root_sha256) for item in evidence)
-    if len({gpu.certificate_sha256 for gpu in gpus}) != len(gpus):
+    # By their keys: of a certificate that is signed with ECDSA anybody can make a second one, with n - s for s.
+    if len({gpu.key_sha256 for gpu in gpus}) != len(gpus):
         raise VerificationError("The same GPU appears twice in the evidence.", code="gpu_duplicate")
     return gpus
 
@@ -119,7 +129,7 @@ def _verify_gpu(item: Mapping[str, Any], nonce: bytes, now: float, root_sha256: 
         pem = base64.b64decode(item["certificate"], validate=True)
         report = parse_spdm_report(base64.b64decode(item["evidence"], validate=True))
         chain = x509.load_pem_x509_certificates(pem)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, *_UNREADABLE) as error:
         raise VerificationError(
             "The GPU evidence lacks a certificate chain (PEM) or a report, in base64.", code="gpu_bad_evidence"
         ) from error
@@ -129,7 +139,7 @@ def _verify_gpu(item: Mapping[str, Any], nonce: bytes, now: float, root_sha256: 
     _verify_signature(chain[0], report)
     return VerifiedGpu(
         chain[0].subject.rfc4514_string(),
-        chain[0].fingerprint(hashes.SHA256()).hex(),
+        sha256(chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest(),
         sha256(report.measurements).hexdigest(),
     )
 
@@ -148,7 +158,7 @@ def _verify_chain(chain: Sequence[x509.Certificate], now: float, root_sha256: st
         for depth, (certificate, issuer) in enumerate(pairwise(chain)):
             certificate.verify_directly_issued_by(issuer)
             valid = valid and _may_issue(issuer, depth)
-    except (InvalidSignature, ValueError, TypeError, x509.DuplicateExtension) as error:
+    except (InvalidSignature, *_UNREADABLE) as error:
         raise VerificationError(
             "A GPU's certificate chain does not hold together.", code="gpu_chain_invalid"
         ) from error
