@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
@@ -37,6 +38,7 @@ from teesign.client import (
     run_async,
 )
 from teesign.client.flow import MAX_ANSWER
+from teesign.client.tls import tls_key
 from teesign.testing import fixed_pair
 from teesign.verify.policy import Policy, UnsafeSimulatedPolicy
 from teesign.verify.report import STEPS, TrustedRoots
@@ -399,3 +401,11 @@ def test_another_client_is_refused() -> None:
         ask_with(client)
     with pytest.raises(UsageError, match="neither"):
         ask_with(object())
+
+
+def test_a_certificate_of_an_odd_kind_has_no_key() -> None:
+    """Where nobody else looks at it, a server can hold up any: it is another key than the attested one."""
+    certificate = INTEL.root.der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\7")
+    socket = SimpleNamespace(getpeercert=lambda _: certificate)
+    stream = SimpleNamespace(get_extra_info=lambda _: socket)
+    assert tls_key(SimpleNamespace(extensions={"network_stream": stream})) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ VALUES = st.recursive(
 @given(VALUES, st.booleans())
 def test_brackets_in_text_do_not_count(value: Any, as_text: bool) -> None:  # noqa: FBT001 - drawn, not chosen
     """For any document of some levels, whatever its strings hold."""
-    document = json.dumps(value)
+    document = json.dumps([value] * 60)
     assert not is_too_deep(document if as_text else document.encode())
 
 
@@ -36,11 +37,23 @@ def test_a_hundred_levels_are_enough(pair: tuple[str, str]) -> None:
     assert not is_too_deep((start + "1" + end) * 500)
 
 
+@pytest.mark.parametrize("unit", ['\\\\"', '"', "\\\\", "[", '["', 'x"'])
+def test_no_text_takes_long(unit: str) -> None:
+    """A megabyte of whatever it is takes some seconds at most, on a slow machine; it used to take weeks."""
+    start = time.process_time()
+    is_too_deep('"' + unit * 500_000 + "[" * 100)
+    assert time.process_time() - start < 30
+
+
 CRASHING = """
 import sys
 sys.setrecursionlimit(1_000_000)  # as libraries for Ethereum do, somewhat
 
+from teesign.client import Answer, parse_collateral
+from teesign.client.collateral import _signed
 from teesign.client.flow import decode_object
+from teesign.identifiers import read_id
+from teesign.quote import parse_event_log
 from teesign.verify.bundle import decode_bundle
 from teesign.verify.policy import Policy
 from teesign.verify.report import verify_report
@@ -53,10 +66,16 @@ challenge = Challenge.new(fixed_pair().identity("ecdsa"), nonce=bytes(32))
 quote, evidence = fixed_quote(challenge.report_data), fixed_evidence(bytes(32))
 report = challenge.answer(model="m", quote=quote, gpu_evidence=evidence, info={})
 report["nvidia_payload"] = '{"evidence_list": [{"x": ' + deep + "}]}"
+some = ('{"a":' + deep + "}").encode()
+
+assert read_id(some) is None
 for attempt in (
     lambda: decode_object("x", ('{"a":' + deep + "}").encode()),
     lambda: decode_bundle(('{"a":' + deep + "}").encode()),
     lambda: verify_report(report, bytes(32), UnsafeSimulatedPolicy(), collateral=None, now=0),
+    lambda: parse_event_log('[{"a":' + deep + "}]"),
+    lambda: parse_collateral(some),
+    lambda: _signed(Answer(200, {}, some), "tcbInfo"),
 ):
     try:
         attempt()
@@ -65,7 +84,10 @@ for attempt in (
 """
 
 
+CODES = ["bad_answer", "bad_bundle", "gpu_bad_evidence", "bad_event_log", "bad_collateral", "bad_answer"]
+
+
 def test_a_raised_recursion_limit_does_no_harm() -> None:
     """What a server, a report's evidence or a file says is refused in time, though no decoder would."""
     run = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout.split()) == (0, ["bad_answer", "bad_bundle", "gpu_bad_evidence"])
+    assert (run.returncode, run.stdout.split()) == (0, CODES)

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from .nesting import is_too_deep
+
 __all__ = ["MAX_STORED_ID", "read_id"]
 
 MAX_STORED_ID: Final = 256
@@ -39,8 +41,11 @@ class DocumentId(msgspec.Struct, frozen=True):
 def read_id(document: bytes | bytearray) -> DocumentId | None:
     """Return what the object's top-level member `id` holds, or None if the document is not a JSON object.
 
-    A member that is given twice counts with its last value, as in every common decoder.
+    A member that is given twice counts with its last value, as in every common decoder. An object of more than a
+    hundred levels counts as none.
     """
+    if is_too_deep(document):
+        return None
     try:
         raw = _documents.decode(document).id
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

@@ -18,6 +18,7 @@ import msgspec
 
 from .errors import MalformedError
 from .hexadecimal import unhex
+from .nesting import is_too_deep
 
 __all__ = [
     "DEBUG_ATTRIBUTE",
@@ -186,9 +187,11 @@ def parse_event_log(event_log: str | bytes | Sequence[Any]) -> list[Event]:
         MalformedError: `bad_event_log` if it is not a list of such events.
     """
     try:
-        if isinstance(event_log, str | bytes):
-            return msgspec.json.decode(event_log, type=_events)
-        return msgspec.convert(event_log, type=_events)
+        if not isinstance(event_log, str | bytes):
+            return msgspec.convert(event_log, type=_events)
+        if is_too_deep(event_log):
+            raise MalformedError("The event log is nested too deeply.", code="bad_event_log")
+        return msgspec.json.decode(event_log, type=_events)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise MalformedError(
             "The event log is not a JSON list of events with imr, event_type and digest.", code="bad_event_log"

@@ -15,6 +15,7 @@ import msgspec
 
 from ..errors import FetchError, UsageError, VerificationError
 from ..hexadecimal import unhex
+from ..nesting import is_too_deep
 from .flow import Answer, Flow, Question
 
 __all__ = ["INTEL_PCS", "fetch_collateral", "parse_collateral"]
@@ -48,6 +49,8 @@ def parse_collateral(text: str | bytes) -> dict[str, Any]:
         UsageError: `bad_collateral` if it is something else.
     """
     try:
+        if is_too_deep(text):
+            raise RecursionError  # as the decoder would, with luck
         decoded = msgspec.json.decode(text, type=dict[str, Any])
         msgspec.convert(decoded, _Collateral)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
@@ -125,6 +128,8 @@ def _revocation_list(answer: Answer) -> str:
 def _signed(answer: Answer, name: str) -> tuple[str, str]:
     """Return a member of a JSON object as it was written, since that is what was signed, and its signature."""
     try:
+        if is_too_deep(answer.body):
+            raise RecursionError  # as the decoder would, with luck
         members = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
         return bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
     except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError) as error:
