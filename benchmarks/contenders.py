@@ -127,6 +127,7 @@ class Lab:
             "LISTEN_HOST": "127.0.0.1",
             "LISTEN_PORT": str(port),
             "LOG_LEVEL": "info",
+            "DRAIN_LINGER": "0",  # nobody will ask for the last signature
         }
 
 

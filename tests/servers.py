@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -37,10 +36,8 @@ __all__ = ["ALL_KINDS", "MAIN_KINDS", "SECOND_TOKEN", "TOKEN", "Kind", "Stack", 
 Kind = Literal["granian", "uvicorn", "hypercorn", "hypercorn-trio"]
 
 ALL_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "hypercorn", "hypercorn-trio")
-MAIN_KINDS: tuple[Kind, ...] = (
-    ALL_KINDS if os.environ.get("TEESIGN_TEST_SERVERS") == "all" else ("uvicorn", "hypercorn-trio")
-)
-"""One server on each event loop, for tables that are long; all of them where that is asked for."""
+MAIN_KINDS: tuple[Kind, ...] = ("uvicorn", "hypercorn-trio")
+"""One server on each event loop, for tables that are long."""
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
 STOP_TIMEOUT = 10.0
