@@ -56,6 +56,17 @@ def test_every_form_verifies(form: str) -> None:
         assert verified.model == ("org/model:8b" if form == "three parts" else None)
 
 
+def test_what_is_not_established_is_listed() -> None:
+    """A recorded answer verifies as well, at any path; and most texts name no model."""
+    named, unnamed = (
+        verify_answer(REQUEST, RESPONSE, FORMS[form], algorithm="ecdsa", address=ADDRESS).not_established
+        for form in ("three parts", "full")
+    )
+    for word in ("older one", "which path", "status and headers"):
+        assert any(word in item for item in named), word
+    assert [item for item in unnamed if item not in named] == ["which model answered: the signed text names none"]
+
+
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded["name"])
 @pytest.mark.parametrize("write", [str, str.lower, str.upper])
 def test_recorded_answers_verify(recorded: dict[str, Any], write: Callable[[str], str]) -> None:

@@ -345,7 +345,7 @@ def test_a_policy_of_ones_own_is_obeyed() -> None:
 def test_what_is_not_established_is_listed() -> None:
     """What the maker of a bundle could have made up is named, beside what no report proves."""
     own, given_policy = (verify_bundle(BUNDLE, policy, roots=ROOTS).not_established for policy in (None, Policy()))
-    for word in ("nonce was fresh", "`info`", "weights"):
+    for word in ("nonce was fresh", "`info`", "weights", "older one", "connection ended"):
         assert any(word in item for item in own), word
         assert any(word in item for item in given_policy), word
     assert any("bundle's own" in item for item in own)

@@ -15,6 +15,12 @@ from .steps import Passed, Step, run_steps
 
 __all__ = ["ANSWER_STEPS", "VerifiedAnswer", "verify_answer", "verify_answer_digests"]
 
+_NEVER_ESTABLISHED: Final = (
+    "when the answer was given: an older one to the same request is signed as well",
+    "what is outside of the bodies: to which path the request went, and the answer's status and headers",
+)
+_NO_MODEL: Final = "which model answered: the signed text names none"
+
 
 class VerifiedAnswer(msgspec.Struct, frozen=True):
     """What `verify_answer` has established: these bytes in, those bytes out, signed by the expected key.
@@ -34,6 +40,11 @@ class VerifiedAnswer(msgspec.Struct, frozen=True):
     signing_address: str
     model: str | None
     steps: tuple[Passed, ...] = ()
+
+    @property
+    def not_established(self) -> tuple[str, ...]:
+        """What nobody has checked, in words; what is open about the key, its `VerifiedReport` lists."""
+        return _NEVER_ESTABLISHED if self.model is not None else (*_NEVER_ESTABLISHED, _NO_MODEL)
 
 
 class _Signature(msgspec.Struct, frozen=True):
@@ -132,7 +143,8 @@ def verify_answer(
     4. The address beside the signature is the expected one (compared without case).
     5. The signature of the text is that key's; if there is another with it, that one verifies too.
 
-    What it does NOT establish: where the key lives. Take the address from a `VerifiedReport`.
+    What it does NOT establish: where the key lives, for which take the address from a `VerifiedReport`; and what the
+    result lists, above all that the answer is a new one.
 
     Args:
         request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`).

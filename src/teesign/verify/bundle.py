@@ -40,6 +40,7 @@ _TIME_IS_A_CLAIM: Final = (
     "when this was, and that the nonce was fresh: for both the bundle's maker must be trusted",
     "the report's members that nothing signs, such as `info` and `model_name`: they are the server's words",
 )
+_CONNECTION_IS_A_CLAIM: Final = "that the connection ended at the TLS key that the report binds"
 _POLICY_IS_A_CLAIM: Final = "that the policy is one you would choose: it is the bundle's own"
 
 Value = TypeVar("Value")
@@ -180,7 +181,9 @@ def verify_bundle(
         passed=lambda step: passed(msgspec.structs.replace(step, number=step.number + len(report.steps))),
     )
     own = (_POLICY_IS_A_CLAIM,) if policy is None else ()
-    return VerifiedBundle(report, answer, accepted, (*report.not_established, *own, *_TIME_IS_A_CLAIM))
+    connection = () if bundle.spki_sha256 is None else (_CONNECTION_IS_A_CLAIM,)
+    open_ = (*report.not_established, *answer.not_established, *own, *connection, *_TIME_IS_A_CLAIM)
+    return VerifiedBundle(report, answer, accepted, open_)
 
 
 def _check_attestations(report: Mapping[str, Any]) -> None:

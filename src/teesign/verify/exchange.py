@@ -83,7 +83,8 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     4. The Ed25519 signature of the text is that of the key beside it.
 
     What it does NOT establish: whose keys these are. For that, attest the server, and compare the addresses returned
-    here with the attested ones.
+    here with the attested ones. Nor when the answer was given, to which path the request went, or with which status
+    and headers the answer came: nothing of that is signed.
 
     Args:
         request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`).

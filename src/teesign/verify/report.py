@@ -25,13 +25,20 @@ from .tdx import VerifiedTcb, verify_quote
 __all__ = ["STEPS", "TrustedRoots", "VerifiedReport", "verify_report"]
 
 _NEVER_ESTABLISHED: Final = (
+    "that no other machine holds the signing key: who derives it, such as dstack's key service, can hand it out again",
     "that the GPUs' certificates have not been revoked",
     "that the GPUs' measurements are NVIDIA's reference measurements",
-    "that these GPUs sit in the machine of the quote",
+    "that these are GPUs of the kind that the report names, and sit in the machine of the quote",
     "that the model has the weights its name suggests",
 )
 _SIMULATED: Final = "that any hardware stands behind this report: it is simulated"
 _UNPINNED: Final = "what software runs in the machine: the policy pins nothing"
+_IMAGE_PINS: Final = ("mr_td", "rtmr0", "rtmr1", "rtmr2")
+_IMAGE_UNPINNED: Final = (
+    "what guest image runs in the machine: the policy does not pin {}, and an image of somebody's own can log any "
+    "application as started"
+)
+_APPLICATION_UNPINNED: Final = "what application runs in the machine: the policy pins neither compose_hash nor rtmr3"
 
 
 class TrustedRoots(msgspec.Struct, frozen=True):
@@ -51,7 +58,7 @@ class VerifiedReport(msgspec.Struct, frozen=True):
 
     Attributes:
         signing_algo: the algorithm of the attested key.
-        signing_address: the attested key's address: answers signed by it come from the machine of the quote.
+        signing_address: the attested key's address: the machine of the quote holds the key, or did when it was asked.
         nonce: the nonce that all evidence is over.
         quote: the quote's fields.
         tcb: what Intel says about the machine; None for a simulated quote.
@@ -236,6 +243,15 @@ def _check_gpus(evidence: _Evidence) -> str:
     return f"{len(evidence.gpus)}: " + "; ".join(gpu.name for gpu in evidence.gpus)
 
 
+def _unpinned(policy: Policy) -> list[str]:
+    """Return what of the software a policy leaves open, in words."""
+    if not policy.pinned:
+        return [_UNPINNED]
+    missing = [name for name in _IMAGE_PINS if name not in policy.pinned]
+    image = [_IMAGE_UNPINNED.format(", ".join(missing))] if missing else []
+    return image if policy.compose_hash or policy.rtmr3 else [*image, _APPLICATION_UNPINNED]
+
+
 STEPS: Final[tuple[Step[Any], ...]] = (
     Step("report", "the report can be read, and is of a kind the policy accepts", "the report", _read_report),
     Step("key", "address, key and nonce of the report fit each other", "the nonce that was sent", _read_key),
@@ -296,7 +312,7 @@ def verify_report(
         steps=steps,
         not_established=(
             *((_SIMULATED,) if claims.simulated else ()),
-            *(() if policy.pinned else (_UNPINNED,)),
+            *_unpinned(policy),
             *_NEVER_ESTABLISHED,
         ),
     )

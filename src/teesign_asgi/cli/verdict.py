@@ -97,6 +97,7 @@ class Verdict:
                 "signing_address": answer.signing_address,
                 "request_sha256": answer.request_sha256,
                 "response_sha256": answer.response_sha256,
+                "model": answer.model,
                 "tcb_status": report.tcb and report.tcb.status,
                 "compose_hash": report.compose_hash and report.compose_hash.hex(),
                 "gpus": [gpu.name for gpu in report.gpus],

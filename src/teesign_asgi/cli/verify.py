@@ -138,7 +138,8 @@ def _visit(
         except OSError as error:
             raise UsageError(f"The evidence cannot be written: {error.strerror}.", code="bundle_not_written") from error
     # Whoever has just asked knows when that was and which nonce was sent.
-    verdict.verified(result, result.report.not_established, bundle.verified_at)
+    open_ = (*result.report.not_established, *result.answer.not_established)
+    verdict.verified(result, open_, bundle.verified_at)
     if written is not None:
         verdict.kept(str(keep), sha256(written).hexdigest())
 
