@@ -18,6 +18,16 @@ nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu", "java
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OLDEST_MINOR, NEWEST_MINOR = 11, 15
 MINIMUM_COVERAGE = 95
+MUTATED = [
+    "teesign.exchange.*",
+    "teesign.signing.*",
+    "teesign.sse.*",
+    *(
+        f"teesign_asgi.observe.x_{name}__*"
+        for name in ("backend_error_fields", "redact", "read_error", "_members", "_string")
+    ),
+]
+"""What `nox -s mutation` changes."""
 
 
 def interpreters() -> list[str]:
@@ -126,6 +136,19 @@ def sabotage(session: nox.Session) -> None:
     """Take each protection away, and see its tests fail; or those of a row: `nox -s sabotage -- 'head broken'`."""
     install(session, "test")
     session.run("python", "tests/faults/sabotage.py", *session.posargs)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the code that decides about signatures and redaction in small ways, and see whether the tests notice.
+
+    Takes about an hour on two cores. What has survived is shown by `mutmut show NAME` and `mutmut browse`.
+    """
+    install(session, "test")
+    session.install("mutmut>=3.8,<4")
+    session.run("mutmut", "run", "--max-children", "1", *MUTATED)
+    session.run("mutmut", "export-cicd-stats")
+    session.run("python", "-c", "import json; print(json.load(open('mutants/mutmut-cicd-stats.json')))")
 
 
 @nox.session

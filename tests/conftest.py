@@ -12,6 +12,10 @@ from servers import MAIN_KINDS, Kind, Stack, stack
 
 # How long an example takes says something about the machine, not about the code.
 hypothesis.settings.register_profile("teesign", deadline=None)
+# For `nox -s mutation`: that a mutant fails is enough, and whether it does must not depend on chance.
+hypothesis.settings.register_profile(
+    "mutation", deadline=None, derandomize=True, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile("teesign")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -36,8 +37,10 @@ __all__ = ["ALL_KINDS", "MAIN_KINDS", "SECOND_TOKEN", "TOKEN", "Kind", "Stack", 
 Kind = Literal["granian", "uvicorn", "hypercorn", "hypercorn-trio"]
 
 ALL_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "hypercorn", "hypercorn-trio")
-MAIN_KINDS: tuple[Kind, ...] = ("uvicorn", "hypercorn-trio")
-"""One server on each event loop, for tables that are long."""
+MAIN_KINDS: tuple[Kind, ...] = (
+    ALL_KINDS if os.environ.get("TEESIGN_TEST_SERVERS") == "all" else ("uvicorn", "hypercorn-trio")
+)
+"""One server on each event loop, for tables that are long; all of them where that is asked for."""
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
 STOP_TIMEOUT = 10.0

@@ -87,6 +87,7 @@ def with_id(length: int) -> bytes:
         pytest.param(b'{"x":1', b'{"x":1', None, id="truncated"),
         pytest.param(b'{"x":1}}', b'{"x":1}}', None, id="too long"),
         pytest.param(b"{x}", b"{x}", None, id="not JSON, with a brace"),
+        pytest.param(b"\x0b{}", b"\x0b{}", None, id="a vertical tab, which is no white space of JSON's"),
         pytest.param(b"Not Found", b"Not Found", None, id="not JSON"),
         pytest.param(b"\xef\xbb\xbf{}", b"\xef\xbb\xbf{}", None, id="byte order mark"),
         pytest.param(b" \n", b" \n", None, id="white space only"),
@@ -203,6 +204,15 @@ def test_a_request_without_a_body_is_its_target() -> None:
     verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat)
 
 
+def test_a_request_without_a_body_or_a_target_is_nothing() -> None:
+    """An embedding program that gives no target gets the digest of no bytes."""
+    exchange = new_exchange()
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    verify_exchange(b"", b"", exchange.signed.chat)
+
+
 def test_the_target_does_not_count_beside_a_body() -> None:
     """A request with a body is its body, in however many pieces it came."""
     exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=b"/v1/x")
@@ -233,7 +243,7 @@ def test_what_is_no_digest_is_refused(digest: str) -> None:
     """What is signed is 64 hex digits, whoever says it; the computed digest stays in place."""
     exchange = new_exchange()
     exchange.receive_request(REQUEST)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=r"^A request digest is 64 hex digits\.$") as caught:
         exchange.replace_request_digest(digest)
     assert caught.value.code == "bad_digest"
     exchange.start_response(200, AUDIO)
@@ -256,9 +266,9 @@ def test_text_version_2_names_the_model() -> None:
 def test_a_response_before_its_head_is_out_of_order() -> None:
     """The refused calls change nothing: the exchange goes on as if they had not been made."""
     exchange = new_exchange()
-    with pytest.raises(UsageError) as body:
+    with pytest.raises(UsageError, match=r"^The response's head must come before its body\.$") as body:
         exchange.receive_response(b"x")
-    with pytest.raises(UsageError) as end:
+    with pytest.raises(UsageError, match=r"^The response's head must come before its end\.$") as end:
         exchange.end_response()
     assert (body.value.code, end.value.code) == ("out_of_order", "out_of_order")
     exchange.receive_request(REQUEST)

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from teesign_asgi.connection import LATE, Connection
 from teesign_asgi.pool import Pool
 
 IDLE_TIMEOUT, SILENCE = 4.0, 30.0
@@ -30,7 +31,7 @@ class Wire(asyncio.Transport):
         is_open: until either side has closed it.
     """
 
-    def __init__(self, loop: ManualLoop, protocol: asyncio.Protocol) -> None:
+    def __init__(self, loop: ManualLoop, protocol: Connection) -> None:
         super().__init__()
         self._loop = loop
         self._protocol = protocol
@@ -64,12 +65,14 @@ class Wire(asyncio.Transport):
 
     def deliver(self, data: bytes) -> None:
         """Send bytes from the backend."""
-        if self.is_open:
-            self._protocol.data_received(data)
+        if self.is_open and data:
+            self._protocol.get_buffer(len(data))[: len(data)] = data
+            self._protocol.buffer_updated(len(data))
 
     def end(self) -> None:
         """End the connection at the backend, in good order."""
-        if self.is_open and not self._protocol.eof_received():
+        if self.is_open:
+            self._protocol.eof_received()
             self.lose(None)
 
     def lose(self, error: Exception | None) -> None:
@@ -274,9 +277,10 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule()
     def be_silent(self) -> None:
-        """Say nothing for as long as callers wait for a byte: all of them are told."""
-        self.loop.now += SILENCE
-        self.loop.settle()
+        """Say nothing for as long as callers wait for a byte, and for as long as a late timer is waited for."""
+        for seconds in (SILENCE, LATE):
+            self.loop.now += seconds
+            self.loop.settle()
         self.expire()
         for request in list(self.requests):
             assert isinstance(self.over(request).exception(), httpcore.ReadTimeout)

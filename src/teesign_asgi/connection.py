@@ -1,7 +1,8 @@
 r"""One connection to the backend, on asyncio: one request at a time, and its response as it arrives.
 
-Theory of operation. The connection is an `asyncio.Protocol`: the event loop calls it with bytes, and it hands them to a
-`ResponseParser`. At any moment it is in one of three states:
+Theory of operation. The connection is an `asyncio.BufferedProtocol`: the event loop reads into a buffer that all
+connections share, and what it has read is handed to a `ResponseParser` before anything else is read. At any moment the
+connection is in one of three states:
 
     IDLE --exchange--> BUSY --response read to its end, and reusable--> IDLE
        \                  \--error, silence, cancellation, left early--> CLOSED
@@ -33,11 +34,15 @@ __all__ = ["HIGH_WATER", "Body", "Connection"]
 HIGH_WATER: Final = 64 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
 
+_READ: Final = memoryview(bytearray(64 * 1024))
+"""Where what comes is read to. Its size bounds a read: the event loop's own reads are four times as large, and what a
+client that does not read any more leaves in our hands grows with them."""
+
 LATE: Final = 0.1
 """Seconds by which a timer may be late without meaning that this process was paused."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection to one origin; `loop.create_connection` makes them.
 
     Args:
@@ -222,14 +227,18 @@ class Connection(asyncio.Protocol):
         """Begin."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has
+        """Say where to read to."""
+        return _READ
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of the response. While idle there is none, and what comes belongs to nobody."""
         parser = self._parser
         if parser is None:
             self.abort()
             return
         try:
-            parser.feed(data)
+            parser.feed(_READ[:nbytes])
         except BrokenResponseError as error:
             self._fail(error)
             self.abort()

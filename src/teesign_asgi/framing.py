@@ -90,7 +90,7 @@ class ResponseParser:
         self.complete = False
         self.reusable = False
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Take the next bytes.
 
         Raises:
