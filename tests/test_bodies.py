@@ -7,14 +7,18 @@ import json
 import re
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from teesign_asgi.bodies import (
+    LARGE,
     MAX_EMPTY_TOOL_CALLS,
     MAX_OBJECTS,
     check_json_object,
+    prepare_json,
     without_empty_tool_calls,
 )
 from teesign_asgi.errors import HttpError
@@ -268,3 +272,27 @@ def test_it_removes_what_the_naive_way_removes(chat: dict[str, Any], spaces: st.
 def compact(text: bytes) -> bytes:
     """Leave out white space."""
     return re.sub(rb"\s", b"", text)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "taken_turns"), [(LARGE - 1, False), (LARGE, True)])
+async def test_others_get_a_turn_between_the_steps_over_a_large_body(size: int, *, taken_turns: bool) -> None:
+    """No two of them hold the event loop in a row; for an ordinary body that would cost more than it helps."""
+    body = b'{"a":"' + b"x" * (size - 8) + b'"}'
+    shown: list[bytes] = []
+    taken = 0
+
+    async def take_turns() -> None:
+        nonlocal taken
+        while True:
+            await anyio.lowlevel.checkpoint()
+            taken += 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(take_turns)
+        await anyio.sleep(0.01)
+        before = taken
+        assert await prepare_json(body, shown.append) == body
+        assert (taken > before) is taken_turns
+        group.cancel_scope.cancel()
+    assert shown == [body]

@@ -26,7 +26,7 @@ import httpcore
 
 from teesign import Exchange, SigningPair, TextVersion
 
-from .bodies import check_json_object, without_empty_tool_calls
+from .bodies import prepare_json
 from .errors import BackendError, HttpError
 from .http import Reply, Request, end_to_end
 from .observe import backend_error_fields, read_error
@@ -167,10 +167,7 @@ class Relay:
             await run_while_connected(client_gone, work)
 
         if endpoint.handling is Handling.RELAY_JSON:
-            body = await request.read(limit)
-            check_json_object(body)
-            exchange.receive_request(body)
-            await ask_backend(without_empty_tool_calls(body))
+            await ask_backend(await prepare_json(await request.read(limit), exchange.receive_request))
             return
         async with aclosing(request.chunks(limit)) as chunks:
             first = await anext(chunks, b"")
