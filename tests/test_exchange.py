@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PLACES, cut, ways_to_cut
+from support import PLACES, cut, examples, ways_to_cut
 
 from teesign import Exchange, SignedExchange, UsageError, sse, verify_exchange
 from teesign.testing import counting_random, fixed_pair
@@ -399,7 +399,7 @@ EVENT_STREAMS = st.lists(
     PLACES,
     st.none() | st.integers(0, 60),
 )
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 def test_any_response_is_the_same_however_it_is_cut(
     response: tuple[str, bytes], places: list[int], length: int | None
 ) -> None:
@@ -420,7 +420,7 @@ def test_any_response_is_the_same_however_it_is_cut(
 
 
 @given(VALUES.filter(lambda value: isinstance(value, dict) and "id" not in value), SPACE, PLACES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_object_without_an_id_gets_one_and_keeps_the_rest(
     value: dict[str, object], space: bytes, places: list[int]
 ) -> None:

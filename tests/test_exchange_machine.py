@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support import examples
 from test_sse import BLANK_LINE, NEVER, interpret
 
 from teesign import Exchange, UsageError, verify_exchange
@@ -177,4 +178,4 @@ class ExchangeMachine(RuleBasedStateMachine):
 
 
 TestExchangeMachine = ExchangeMachine.TestCase
-TestExchangeMachine.settings = settings(max_examples=400, stateful_step_count=20, deadline=None)
+TestExchangeMachine.settings = settings(max_examples=examples(400), stateful_step_count=20, deadline=None)

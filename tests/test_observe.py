@@ -33,6 +33,8 @@ MESSAGES: list[tuple[str, str]] = [
     ("user" * 10, "…"),
     ("is " * 100, " ".join(["is"] * 40)),
     ("x" * 5000 + " is", "…"),
+    (" " * 4094 + "is", "is"),
+    (" " * 4095 + "is", "…"),  # no more than 4096 characters are looked at
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -27,6 +28,7 @@ from teesign import (
     VerificationError,
     recover_ecdsa_address,
     signed_text,
+    verify_ecdsa,
     verify_ed25519,
 )
 from teesign.testing import ECDSA_SECRET, ED25519_SEED, counting_random, fixed_pair
@@ -284,6 +286,83 @@ def test_the_twin_with_a_high_s_is_refused() -> None:
     with pytest.raises(VerificationError) as caught:
         recover_ecdsa_address(TEXT, twin.hex())
     assert caught.value.code == "ecdsa_unrecoverable"
+
+
+def test_the_largest_low_s_is_low() -> None:
+    """EIP-2 lets s be half the order, rounded down: some key has made such a signature."""
+    assert recovered(TEXT, f"0x{1:064x}{CURVE_ORDER // 2:064x}1b").startswith("0x")
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "message"),
+    [
+        pytest.param(
+            lambda: verify_ecdsa(TEXT, CHAT.signature_ecdsa[:-2] + "02", CHAT.signing_address_ecdsa),
+            "bad_signature",
+            "The ECDSA signature's last byte, v, must be 27 or 28.",
+            id="v",
+        ),
+        pytest.param(
+            lambda: verify_ecdsa(TEXT, f"0x{1:064x}{CURVE_ORDER // 2 + 1:064x}1b", CHAT.signing_address_ecdsa),
+            "ecdsa_unrecoverable",
+            "The ECDSA signature's s is not in the lower half.",
+            id="high s",
+        ),
+        pytest.param(
+            lambda: verify_ecdsa(TEXT, f"0x{5:064x}{1:064x}1b", CHAT.signing_address_ecdsa),
+            "ecdsa_unrecoverable",
+            "No key can have made this ECDSA signature of this text.",
+            id="no key",
+        ),
+        pytest.param(
+            lambda: verify_ecdsa(TEXT, CHAT.signature_ecdsa, "0x" + "11" * 20),
+            "ecdsa_mismatch",
+            f"The ECDSA signature was made by {CHAT.signing_address_ecdsa}, not by the address beside it.",
+            id="another address",
+        ),
+        pytest.param(
+            lambda: verify_ecdsa(TEXT, "0x00", CHAT.signing_address_ecdsa),
+            "bad_signature",
+            "An ecdsa signature is 65 bytes in hex.",
+            id="a short signature",
+        ),
+        pytest.param(
+            lambda: verify_ed25519(TEXT, CHAT.signature_ed25519, "00"),
+            "bad_address",
+            "An Ed25519 signing address is 64 hex digits.",
+            id="a short address",
+        ),
+        pytest.param(
+            lambda: verify_ed25519(TEXT, CHAT.signature_ed25519, "11" * 32),
+            "ed25519_mismatch",
+            "The Ed25519 signature is not this address's over this text.",
+            id="another Ed25519 key",
+        ),
+        pytest.param(
+            lambda: EcdsaSigner(bytes(32)),
+            "bad_key",
+            "The ECDSA key is not a secp256k1 private key: it must lie between 1 and the curve's order.",
+            id="no ECDSA key",
+        ),
+        pytest.param(
+            lambda: EcdsaSigner(bytes(31)),
+            "bad_key",
+            "The ECDSA key has 31 bytes; it must have 32.",
+            id="a short ECDSA key",
+        ),
+        pytest.param(
+            lambda: Ed25519Signer(bytes(33)),
+            "bad_key",
+            "The Ed25519 key has 33 bytes; it must have 32.",
+            id="a long Ed25519 key",
+        ),
+    ],
+)
+def test_each_refusal_names_its_problem(refused: Callable[[], object], code: str, message: str) -> None:
+    """A code for programs, and a sentence for people."""
+    with pytest.raises(TeesignError) as caught:
+        refused()
+    assert (caught.value.code, str(caught.value)) == (code, message)
 
 
 def test_no_bit_of_an_ecdsa_signature_can_be_changed() -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PLACES, cut, ways_to_cut
+from support import PLACES, cut, examples, ways_to_cut
 
 from teesign import EventStreamScanner, sse
 
@@ -228,7 +228,7 @@ STREAM = st.lists(
 
 
 @given(STREAM, PLACES)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 def test_any_stream_reads_as_the_html_standard_says(stream: bytes, places: list[int]) -> None:
     """For any stream and any way of cutting it: the id, the end and the bytes that a reader of events finds."""
     expected = interpret(stream)
@@ -236,7 +236,7 @@ def test_any_stream_reads_as_the_html_standard_says(stream: bytes, places: list[
 
 
 @given(STREAM, PLACES, st.integers(min_value=16, max_value=40), st.integers(min_value=0, max_value=30))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_the_caps_do_not_depend_on_the_cutting(stream: bytes, places: list[int], held: int, event: int) -> None:
     """An event that is too long to be held or searched is so however its bytes arrive."""
     with pytest.MonkeyPatch.context() as patch:
@@ -247,7 +247,7 @@ def test_the_caps_do_not_depend_on_the_cutting(stream: bytes, places: list[int],
 
 
 @given(STREAM, PLACES)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_no_byte_of_the_terminator_is_out_before_it_is_complete(stream: bytes, places: list[int]) -> None:
     """Until the scanner says `complete`, the caller has nothing of the `[DONE]` line in hand that it could forward."""
     done_at = interpret(stream).done_at
@@ -258,7 +258,7 @@ def test_no_byte_of_the_terminator_is_out_before_it_is_complete(stream: bytes, p
 
 
 @given(STREAM, PLACES, st.integers(min_value=16, max_value=40))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_what_is_held_is_bounded(stream: bytes, places: list[int], held: int) -> None:
     """Between two chunks, no more than MAX_HELD bytes have been taken and not handed out."""
     with pytest.MonkeyPatch.context() as patch:
