@@ -290,7 +290,7 @@ def test_the_twin_with_a_high_s_is_refused() -> None:
 
 def test_the_largest_low_s_is_low() -> None:
     """EIP-2 lets s be half the order, rounded down: some key has made such a signature."""
-    assert recovered(TEXT, f"0x{1:064x}{CURVE_ORDER // 2:064x}1b").startswith("0x")
+    assert recovered(TEXT, f"0x{1:064x}{CURVE_ORDER // 2:064x}1b") is not None
 
 
 @pytest.mark.parametrize(
