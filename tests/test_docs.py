@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from soak.__main__ import FIGURES
 from teesign import Exchange, SignedChat, VerifiedExchange
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
@@ -120,6 +121,19 @@ def test_links_lead_somewhere(document: Path) -> None:
     """Each relative link names a file that is there."""
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).is_file(), target
+
+
+def test_what_is_promised_is_shown_by_tests_that_exist() -> None:
+    """Each name in the table of promises is that of a test, and each figure one that can be run."""
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    promises = page.partition("## What we promise")[2].partition("\n## ")[0]
+    names = re.findall(r"`(test_\w+|\w+Machine)`", promises)
+    assert len(names) > 40
+    for name in names:
+        assert re.search(rf"(def|class) {name}\b", sources), name
+    figures = set(re.findall(r"figure `([\w-]+)`|--figure ([\w-]+)", page))
+    assert {one or other for one, other in figures} <= set(FIGURES)
 
 
 def test_the_architecture_page_names_every_module() -> None:
