@@ -253,11 +253,19 @@ def test_each_origin_is_attested(server: Stack) -> None:
     ],
 )
 def test_what_is_not_signed_passes(middle: MiddleMan, method: str, path: str) -> None:
-    """Nobody is attested for it, and it does not look verified."""
+    """It does not look verified; but tokens, and texts to be counted, go to an attested server only."""
     with client() as ask:
         response = ask.request(method, f"{middle.url}{path}", json={} if method == "POST" else None)
     assert "teesign" not in response.extensions
-    assert middle.seen == [path]
+    assert middle.seen == [REPORT, path]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/tokenize"), ("GET", "/v1/models")])
+def test_nothing_is_sent_to_a_server_that_is_not_attested(middle: MiddleMan, method: str, path: str) -> None:
+    """Be the answer signed or not."""
+    with client(trust=trust(Policy(compose_hash=("00" * 32,)))) as ask, pytest.raises(VerificationError):
+        ask.request(method, f"{middle.url}{path}")
+    assert middle.seen == [REPORT]
 
 
 @pytest.mark.anyio
@@ -265,7 +273,7 @@ async def test_what_is_not_signed_passes_asynchronously(middle: MiddleMan) -> No
     """On both event loops; errors too."""
     async with async_client() as ask:
         assert (await ask.get(f"{middle.url}/v1/models")).status_code == 200
-        assert middle.seen == ["/v1/models"]
+        assert middle.seen == [REPORT, "/v1/models"]
         response = await ask.post(f"{middle.url}{CHAT}", content=b"no JSON")
     assert (response.status_code, "teesign" in response.extensions) == (400, False)
 
@@ -753,11 +761,24 @@ def test_no_answer_from_another_tls_key_counts(fronts: Fronts) -> None:
     inner = TwoEnds()
     inner.port = fronts.other
     with client(trust=BINDING, inner=inner) as ask:
-        ask.get(fronts.url("/version"))
-        with pytest.raises(VerificationError) as caught:
-            ask.post(fronts.url(), json={})
-    assert caught.value.code == "tls_key_mismatch"
-    assert len(fronts.backend.calls) == 1
+        inner.handle_request(httpx.Request("GET", fronts.url("/version"))).read()
+        for method, path in [("POST", CHAT), ("POST", "/bad/../path"), ("GET", "/version")]:
+            with pytest.raises(VerificationError) as caught:
+                ask.request(method, fronts.url(path), json={})
+            assert caught.value.code == "tls_key_mismatch"
+
+
+def test_what_is_not_signed_goes_to_the_attested_key_as_well(fronts: Fronts) -> None:
+    """Its connection is used again for prompts."""
+    inner = TwoEnds()
+    inner.port = fronts.other
+    fronts.backend.play(json_answer(WHOLE))
+    with client(trust=BINDING, inner=inner) as ask:
+        for method, path in [("GET", "/v1/models"), ("POST", "/v1/tokenize")]:
+            with pytest.raises(VerificationError) as caught:
+                ask.request(method, fronts.url(path))
+            assert caught.value.code == "tls_key_mismatch"
+    assert not fronts.backend.calls
 
 
 @pytest.mark.anyio
@@ -791,12 +812,15 @@ sys.modules[{absent!r}] = None
 import teesign.client
 assert {present!r} not in sys.modules and "anyio" not in sys.modules
 import {present} as family
-transport = teesign.client.VerifyingTransport(teesign.verify.policy.Policy(), limit=0.1)
+transport = teesign.client.VerifyingTransport(teesign.verify.policy.Policy())
 with family.Client(transport=transport) as client:
-    print(client.get({url_of(server, "/version")!r}).status_code)
+    try:
+        client.get({url_of(server, "/version")!r})
+    except teesign.FetchError as error:
+        print(error.status)
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert process.stdout.strip() == "200", process.stderr
+    assert process.stdout.strip() == "401", process.stderr
 
 
 def test_the_genuine_evidence_is_not_simulated() -> None:

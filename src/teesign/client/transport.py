@@ -5,9 +5,9 @@
 Theory of operation. A transport sits between a client and the transport that does the I/O, and takes each request
 through these steps:
 
-    1. a request that is not signed by contract goes through as it is; so does, later, a response that is not 2xx
-    2. attest the server, if that has not been done within `max_age`; nothing is sent to one that is not attested
-    3. send the request, and hash it as it goes; ask for identity encoding, so that what is signed is what is read
+    1. attest the server, if that has not been done within `max_age`; nothing is sent to one that is not attested
+    2. send the request, and hash it as it goes; ask for identity encoding, so that what is signed is what is read
+    3. let pass what is not signed by contract, and what is not 2xx
     4. hash the response as it comes, and hold back what `ObservedExchange` says
     5. when it is whole, fetch its signature, and check it against the attested key
     6. release what was held back
@@ -153,21 +153,18 @@ class VerifyingTransport(_Configured, _Transport):
             if self._inner is None:
                 self._inner = family.HTTPTransport()
         send, server = self._inner.handle_request, self._verifier.server_of(request)
-        if server is None:
-            return send(request)
         ask_server = partial(ask, send, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path)
         response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
-        if not response.is_success:
-            return response
 
         def finish() -> None:
             run(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
 
         stream = response.stream
         try:
-            self._verifier.start(exchange, response, attestation)
+            if not self._verifier.start(exchange, request, response, attestation):
+                return response
             if exchange.streamed:
                 response.stream = body_type(family, ReceivedBody)(stream, exchange, finish)
                 return response
@@ -216,21 +213,18 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         if self._inner is None:
             self._inner = family.AsyncHTTPTransport()
         send, server = self._inner.handle_async_request, self._verifier.server_of(request)
-        if server is None:
-            return await send(request)
         ask_server = partial(ask_async, send, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path)
         response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
-        if not response.is_success:
-            return response
 
         async def finish() -> None:
             await run_async(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
 
         stream = response.stream
         try:
-            self._verifier.start(exchange, response, attestation)
+            if not self._verifier.start(exchange, request, response, attestation):
+                return response
             if exchange.streamed:
                 response.stream = body_type(family, AsyncReceivedBody)(stream, exchange, finish)
                 return response

@@ -49,19 +49,16 @@ class Verifier:
         self._monotonic: Final = monotonic
         self._attested: Final[dict[str, tuple[Attestation, float]]] = {}
 
-    def server_of(self, request: Any) -> Server | None:
-        """Return the server whose answer to this request has to be verified, or None if none has.
+    def server_of(self, request: Any) -> Server:
+        """Return the server that a request goes to, and mark the request if its answer has to be verified.
 
-        A request whose answer has to be is marked. A client that follows a redirect hands the mark on to the next
-        request, whose answer has to be verified then, wherever it goes: nobody signs redirects, so that one must not
-        lead to what nobody signs either.
+        A client that follows a redirect hands the mark on to the next request, whose answer has to be verified then,
+        wherever it goes: nobody signs redirects, so that one must not lead to what nobody signs either.
         """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-        signed = not path.startswith(f"{self._prefix}/") or is_signed(request.method, path.removeprefix(self._prefix))
-        if not signed and EXTENSION not in request.extensions:
-            return None
-        request.extensions[EXTENSION] = True
+        if not path.startswith(f"{self._prefix}/") or is_signed(request.method, path.removeprefix(self._prefix)):
+            request.extensions[EXTENSION] = True
         base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
         return Server(base, request.headers.get("authorization"), self._algorithm, self._model)
 
@@ -79,11 +76,14 @@ class Verifier:
             self._attested[server.url] = (attestation, started + self._max_age)
         return attestation
 
-    def start(self, exchange: ObservedExchange, response: Any, attestation: Attestation) -> None:
-        """Look at the head of a response."""
+    def start(self, exchange: ObservedExchange, request: Any, response: Any, attestation: Attestation) -> bool:
+        """Look at the head of a response, and tell whether the response has to be verified."""
         if attestation.spki_sha256 is not None:
             check_tls_key(response, attestation.spki_sha256)
+        if EXTENSION not in request.extensions or not response.is_success:
+            return False
         exchange.start_response(response.headers)
+        return True
 
     def finish(
         self, exchange: ObservedExchange, request: Any, response: Any, server: Server, attestation: Attestation
