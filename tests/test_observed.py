@@ -14,6 +14,7 @@ from support import PLACES, cut
 
 from teesign import Challenge, FetchError, VerificationError, signed_text
 from teesign.client import Answer, Attestation, Question, Server, attest, run
+from teesign.client.bodies import SentBody
 from teesign.client.observed import ObservedExchange, is_signed
 from teesign.testing import fixed_evidence, fixed_pair, fixed_quote
 from teesign.verify.policy import UnsafeSimulatedPolicy
@@ -52,6 +53,7 @@ def exchange(**headers: str) -> ObservedExchange:
     observed = ObservedExchange(b"/v1/x?y")
     observed.start_request()
     observed.send(b"request")
+    observed.end_request()
     observed.start_response({name.replace("_", "-"): value for name, value in headers.items()})
     return observed
 
@@ -160,15 +162,29 @@ def test_a_request_that_is_sent_again_counts_once() -> None:
         observed.send(b"req")
         observed.send(b"")
         observed.send(b"uest")
+    observed.end_request()
     observed.start_response({})
     observed.end()
     observed.check(signature(b"request", b""), ATTESTATION)
+
+
+def test_an_answer_to_the_start_of_a_request_is_refused() -> None:
+    """Whoever forwards a part of it, and stops to read, gets a signature that fits what was sent until then."""
+    observed = ObservedExchange(b"/")
+    body = iter(SentBody([b"Say ", b"no secrets."], observed))
+    assert next(body) == b"Say "
+    observed.start_response({})
+    observed.end()
+    with pytest.raises(VerificationError) as caught:
+        observed.check(signature(b"Say ", b""), ATTESTATION)
+    assert caught.value.code == "request_incomplete"
 
 
 def test_the_target_stands_for_a_body_that_is_not_there() -> None:
     """With its query."""
     observed = ObservedExchange(b"/v1/x?y")
     observed.start_request()
+    observed.end_request()
     observed.start_response({})
     observed.end()
     observed.check(signature(b"/v1/x?y", b""), ATTESTATION)

@@ -36,6 +36,8 @@ class SentBody:
         for chunk in self._body:
             self._exchange.send(chunk)
             yield chunk
+        # Not reached where the other side stops to read: httpcore goes on to its answer then.
+        self._exchange.end_request()
 
 
 class AsyncSentBody:
@@ -57,7 +59,11 @@ class AsyncSentBody:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk: bytes = await anext(self._chunks)
+        try:
+            chunk: bytes = await anext(self._chunks)
+        except StopAsyncIteration:
+            self._exchange.end_request()
+            raise
         self._exchange.send(chunk)
         return chunk
 

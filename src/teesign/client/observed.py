@@ -97,6 +97,7 @@ class ObservedExchange:
         "_collected",
         "_held",
         "_request",
+        "_request_ended",
         "_request_is_empty",
         "_response",
         "_scanner",
@@ -109,6 +110,7 @@ class ObservedExchange:
         self._target = target
         self._request = sha256()
         self._request_is_empty = True
+        self._request_ended = True  # unless it is started
         self._response = sha256()
         self._scanner: EventStreamScanner | None = None
         self._collected: list[bytes] = []
@@ -125,12 +127,17 @@ class ObservedExchange:
         """Say that the request's body is sent, from its first byte on; once more if the request is tried again."""
         self._request = sha256()
         self._request_is_empty = True
+        self._request_ended = False
 
     def send(self, chunk: bytes) -> None:
         """Hash the next bytes of the request's body."""
         if chunk:
             self._request_is_empty = False
             self._request.update(chunk)
+
+    def end_request(self) -> None:
+        """Say that all of the request's body has been sent."""
+        self._request_ended = True
 
     def start_response(self, headers: Mapping[str, str]) -> None:
         """Take the head of the response.
@@ -188,9 +195,14 @@ class ObservedExchange:
 
         Raises:
             VerificationError: as `verify_answer` raises it; `stream_hash_mismatch` if it is the events, or their
-                order, that are not as they were signed.
+                order, that are not as they were signed; `request_incomplete` if `end_request` was not called.
             FetchError: `bad_answer` if the signature is no JSON object.
         """
+        if not self._request_ended:
+            raise VerificationError(
+                "The answer came before the whole request was sent: at best it is one to its beginning.",
+                code="request_incomplete",
+            )
         request = sha256(self._target) if self._request_is_empty else self._request
         try:
             return verify_answer_digests(

@@ -64,6 +64,7 @@ _BY_CODE: Final = {
     # the answer
     "signature_missing": _NOT_SIGNED,
     "answer_incomplete": _NOT_SIGNED,
+    "request_incomplete": "The server cannot have seen the whole request when it answered: ask again.",
     "encoded_answer": "A server in between has changed the answer's bytes.",
     "bad_signature_answer": _NO_REPORT,
     "bad_text": _NO_REPORT,
