@@ -8,6 +8,7 @@ connection serves the next request if the script leaves it open.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -30,7 +31,7 @@ __all__ = [
     "json_answer",
 ]
 
-PATIENCE = 10.0
+PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "10"))
 """Seconds after which a test that waits for something has failed."""
 
 ROOM = 1 << 20

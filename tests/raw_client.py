@@ -7,6 +7,7 @@ piece came is known.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ from typing import Literal
 
 __all__ = ["RawResponse", "Wire", "connect", "request_bytes"]
 
-PATIENCE = 15.0
+PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "15"))
 """Seconds after which a test that waits for bytes has failed."""
 
 Framing = Literal["none", "length", "chunked", "close"]

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,7 @@ from eth_account.messages import encode_defunct
 
 __all__ = ["Answer", "Client", "Conversation", "chunks_of", "multipart"]
 
-TIMEOUT = 15.0
+TIMEOUT = float(os.environ.get("TEESIGN_TEST_PATIENCE", "15"))
 
 Headers = Iterable[tuple[str, str | bytes]]
 

@@ -56,6 +56,11 @@ ROWS: dict[str, Row] = {
         ),
     ),
     # --- uploads
+    "head stalls": Row(
+        "the client stops within its head, or sends it byte by byte for ever",
+        (f"{CLIENT}test_a_head_that_never_ends", f"{CLIENT}test_a_slow_head"),
+        "the limit is granian's, and `teesign serve` leaves it as it is; uvicorn has none",
+    ),
     "upload stalls": Row(
         "the client stops within its body",
         (f"{STALLS}test_an_upload_that_stops", f"{STALLS}test_an_upload_of_which_nothing_comes"),

@@ -24,6 +24,9 @@ TREE = Path(__file__).parents[2]
 TIME_LIMIT = 180.0
 """Seconds for one test; one that hangs does not count as one that fails."""
 
+PATIENCE = "5"
+"""Seconds for which tests wait for what is not going to happen."""
+
 FAILED = 1
 """What pytest ends with when tests have failed, and nothing else was wrong."""
 
@@ -102,7 +105,12 @@ def _run(tree: Path, tests: list[str]) -> int:
         "no:cacheprovider",
         *(f"tests/{test}" for test in tests),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree / "src"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TEESIGN_TEST_PATIENCE": PATIENCE,
+    }
     limit = TIME_LIMIT * len(tests)
     try:
         ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False, timeout=limit)

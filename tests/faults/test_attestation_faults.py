@@ -131,12 +131,15 @@ def test_a_worker_that_is_gone_between_reports(kind: Kind, socket_path: Path, en
 
 
 @pytest.mark.parametrize("kind", BENCH_KINDS)
-def test_a_worker_that_floods_its_standard_error(kind: Kind, socket_path: Path) -> None:
-    """Megabytes of it stall nothing."""
+def test_a_worker_that_floods_its_standard_error(
+    kind: Kind, socket_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Megabytes of it stall nothing, and none of it gets anywhere."""
     with running_agent(socket_path), attesting(kind, socket_path, "stderr") as (client, _, backend):
         for _ in range(30):
             assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
         assert_chats_go_on(client, backend)
+    assert "eeee" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", BENCH_KINDS)

@@ -37,7 +37,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
 def fresh(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench whose backend connections each carry one request, so that a fault of the wire hits the next one."""
     kind: Kind = request.param
-    with bench(kind, backend_timeout=SILENCE, max_keepalive=0, max_audio_request_bytes=1 << 20) as made:
+    with bench(kind, backend_timeout=SILENCE, max_keepalive=0, max_audio_request_bytes=64 << 20) as made:
         yield made
 
 
@@ -108,6 +108,12 @@ HEADS = [
     _error("binary garbage", bytes(range(256)) * 4, then=Call.wait_until_gone),
     _error("a flood of interim responses", INTERIM * 2_000, then=Call.wait_until_gone),
     _error("101", head(101, b"upgrade: x", b"connection: upgrade", SECRET), then=Call.wait_until_gone),
+    _error(
+        "17 interim responses, and then an answer",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + head(200, JSON, b"content-length: 2"),
+        b"[]",
+    ),
+    _error("101, and then an answer", head(101), head(200, JSON, b"content-length: 2") + b"[]"),
     _error("too many headers", head(200, *[SECRET] * 8_000), then=Call.wait_until_gone),
     _error("one header of a megabyte", OK, b"x-a: " + CANARY.encode() * 80_000, then=Call.wait_until_gone),
     _error("status 099", b"HTTP/1.1 099 No\r\n" + SECRET + b"\r\n\r\n", then=Call.wait_until_gone),
@@ -361,7 +367,13 @@ def test_an_upload_whose_line_stalls(fresh: Bench) -> None:
         pytest.skip("hypercorn does not end a request whose body is not read to its end")
     with fresh.case(Call.wait_until_gone) as case:
         fresh.line.requests = Fault(stall_at=100)
-        upload = request_bytes("POST", "/v1/other", b"x" * (1 << 20), token=TOKEN)
-        case.exchange(upload, "error")
+        upload = request_bytes("POST", "/v1/other", bytes(48 << 20), token=TOKEN)  # more than sockets hold
+        before = fresh.metric('teesign_backend_errors_total{kind="timeout"}')
+        with fresh.connect() as wire:
+            wire.send_all_that_is_taken(upload, patience=10 * SILENCE)
+            response = wire.response()
+            if response.status:  # a server that closes with something unread may tear its own answer down
+                case.report(upload, response, "error")
+        assert fresh.metric('teesign_backend_errors_total{kind="timeout"}') == before + 1
         fresh.line.requests = CLEAN
         fresh.line.reset_all()  # the kernel goes on offering what the proxy has given it

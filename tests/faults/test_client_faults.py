@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+import servers
 from backend import Call, answer, chunked, event_stream, head, json_answer
 from fault_bench import BENCH_KINDS, CHAT, Bench, bench, chat_request
 from fault_proxy import Fault, FaultProxy
+from granian.http import HTTP1Settings
+from granian.server.embed import Server as Granian
 from raw_client import connect, request_bytes
 from servers import TOKEN, Kind
 
@@ -147,6 +154,22 @@ def test_a_bad_token_before_any_body(running: Bench) -> None:
 
 
 # --- clients that are slow
+
+
+def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server that `teesign serve` runs gives a head 30 s, however it trickles in; others are served meanwhile."""
+    assert HTTP1Settings().header_read_timeout <= 30_000
+    impatient = partial(Granian, http1_settings=HTTP1Settings(header_read_timeout=500))
+    monkeypatch.setattr(servers, "Granian", impatient)
+    with bench("granian") as made, made.connect() as wire:
+        begun = time.monotonic()
+        with contextlib.suppress(OSError):
+            while not select.select([wire.socket], [], [], 0.05)[0]:
+                wire.send(b"G" if time.monotonic() - begun < 0.05 else b"x")
+                assert time.monotonic() - begun < 10, "the connection stays open"
+        with made.case() as case:
+            case.exchange(chat_request(), "signed")
+        assert wire.response().status in (0, 408)
 
 
 def test_a_slow_but_steady_upload(running: Bench) -> None:
