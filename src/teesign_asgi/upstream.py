@@ -180,8 +180,26 @@ class _Whole:
     def __iter__(self) -> Iterator[bytes]:
         yield self._body
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._body
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._body)
+
+
+class _Once:
+    """The one piece of a body. No generator: httpcore leaves those unfinished when sending fails."""
+
+    __slots__ = ("_piece",)
+
+    def __init__(self, piece: bytes) -> None:
+        self._piece = piece
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._piece:
+            raise StopAsyncIteration
+        piece, self._piece = self._piece, b""
+        return piece
 
 
 class BackendResponse:
