@@ -103,7 +103,9 @@ ROWS: dict[str, Row] = {
         ),
     ),
     # --- the head of the response
-    "head silent": Row("the backend says nothing", (BACKEND, f"{RESPONSES}test_a_backend_that_is_silent")),
+    "head silent": Row(
+        "the backend says nothing", (f"{BACKEND}_falls_silent", f"{RESPONSES}test_a_backend_that_is_silent")
+    ),
     "head left": Row(
         "the client leaves meanwhile",
         (

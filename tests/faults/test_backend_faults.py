@@ -21,15 +21,23 @@ JSON = b"content-type: application/json"
 EVENTS = b"content-type: text/event-stream"
 SPOKEN = b'data: {"id":"%b"}\n\n' % CANARY.encode()
 DONE = b"data: [DONE]\n\n"
-SILENCE = 0.4
-"""The longest silence that the benches of this module stand."""
+SILENCE = 1.0
+"""The longest silence that impatient benches stand."""
 
 
 @pytest.fixture(scope="module", params=BENCH_KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench under each server."""
     kind: Kind = request.param
-    with bench(kind, backend_timeout=SILENCE, max_request_bytes=1 << 20, max_audio_request_bytes=1 << 20) as made:
+    with bench(kind) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=BENCH_KINDS)
+def impatient(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A bench that does not wait long for its backend, whose connections each carry one request."""
+    kind: Kind = request.param
+    with bench(kind, backend_timeout=SILENCE, max_keepalive=0, max_audio_request_bytes=64 << 20) as made:
         yield made
 
 
@@ -37,7 +45,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
 def fresh(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench whose backend connections each carry one request, so that a fault of the wire hits the next one."""
     kind: Kind = request.param
-    with bench(kind, backend_timeout=SILENCE, max_keepalive=0, max_audio_request_bytes=64 << 20) as made:
+    with bench(kind, max_keepalive=0) as made:
         yield made
 
 
@@ -100,8 +108,6 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\n%b\r\n\r\n" % SECRET
 HEADS = [
     _error("reset", then=Call.reset),
     _error("empty"),
-    _error("silent", then=Call.wait_until_gone),
-    _error("silent within the head", OK + SECRET, then=Call.wait_until_gone),
     _error("cut within the head", OK + SECRET),
     _error("reset within the head", OK + SECRET, then=Call.reset),
     _error("garbage", f"{CANARY}\r\n\r\n".encode()),
@@ -130,7 +136,6 @@ JSON_BODIES = [
     _error("a short content-length", head(200, JSON, b"content-length: 100"), b'{"id":"%b"' % CANARY.encode()),
     _error("no last chunk", head(200, JSON, CHUNKED), chunked(b'{"id":"%b"}' % CANARY.encode(), end=False)),
     _error("reset within JSON", head(200, JSON, CHUNKED), chunked(b'{"a":', end=False), then=Call.reset),
-    _error("silence within JSON", head(200, JSON, b"content-length: 9"), b"{", then=Call.wait_until_gone),
     Row("not JSON", json_answer(CANARY.encode()), "signed", CANARY.encode(), given_up=False),
     Row("half of JSON", json_answer(b'{"id":"a"'), "signed", b'{"id":"a"', given_up=False),
     Row("not UTF-8", json_answer(b'{"id":"\xff"}'), "signed", b'{"id":"\xff"}', given_up=False),
@@ -174,7 +179,6 @@ ERROR_EVENT = b'data: {"error":{"message":"out of memory"}}\n\n' + DONE
 LARGE_EVENT = b'data: {"id":"large","text":"' + b"x" * (16 << 20) + b'"}\n\n' + DONE
 
 STREAMS = [
-    _broken("stalls", head(200, EVENTS, CHUNKED), chunked(SPOKEN, end=False), body=SPOKEN, then=Call.wait_until_gone),
     _broken("resets", head(200, EVENTS, CHUNKED), chunked(SPOKEN, end=False), body=SPOKEN, then=Call.reset),
     _broken("is cut", head(200, EVENTS, CHUNKED), chunked(SPOKEN, end=False), body=SPOKEN),
     _broken("is cut after the head", head(200, EVENTS, CHUNKED), body=b""),
@@ -264,6 +268,19 @@ OTHERS = [
     ),
 ]
 
+SILENT = [
+    _error("before the head", then=Call.wait_until_gone),
+    _error("within the head", OK + SECRET, then=Call.wait_until_gone),
+    _error("within JSON", head(200, JSON, b"content-length: 9"), b"{", then=Call.wait_until_gone),
+    _broken(
+        "within a stream",
+        head(200, EVENTS, CHUNKED),
+        chunked(SPOKEN, end=False),
+        body=SPOKEN,
+        then=Call.wait_until_gone,
+    ),
+]
+
 ROWS = [*HEADS, *JSON_BODIES, *STREAMS, *OTHERS]
 
 
@@ -280,6 +297,12 @@ def test_a_backend_that(running: Bench, row: Row) -> None:
         assert response.status == row.status
         if row.given_up:
             case.gave_up()
+
+
+@pytest.mark.parametrize("row", SILENT, ids=lambda row: row.name)
+def test_a_backend_that_falls_silent(impatient: Bench, row: Row) -> None:
+    """After the limit the client is told, or its response broken off, and the connection is closed."""
+    test_a_backend_that(impatient, row)
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
@@ -361,19 +384,19 @@ def test_an_answer_in_small_packets(fresh: Bench, name: str, fault: Fault) -> No
         fresh.line.answers = fresh.line.requests = CLEAN
 
 
-def test_an_upload_whose_line_stalls(fresh: Bench) -> None:
+def test_an_upload_whose_line_stalls(impatient: Bench) -> None:
     """A backend that takes nothing is given up after the silence limit, and the client is told."""
-    if fresh.kind == "hypercorn-trio":
+    if impatient.kind == "hypercorn-trio":
         pytest.skip("hypercorn does not end a request whose body is not read to its end")
-    with fresh.case(Call.wait_until_gone) as case:
-        fresh.line.requests = Fault(stall_at=100)
+    with impatient.case(Call.wait_until_gone) as case:
+        impatient.line.requests = Fault(stall_at=100)
         upload = request_bytes("POST", "/v1/other", bytes(48 << 20), token=TOKEN)  # more than sockets hold
-        before = fresh.metric('teesign_backend_errors_total{kind="timeout"}')
-        with fresh.connect() as wire:
+        before = impatient.metric('teesign_backend_errors_total{kind="timeout"}')
+        with impatient.connect() as wire:
             wire.send_all_that_is_taken(upload, patience=10 * SILENCE)
             response = wire.response()
             if response.status:  # a server that closes with something unread may tear its own answer down
                 case.report(upload, response, "error")
-        assert fresh.metric('teesign_backend_errors_total{kind="timeout"}') == before + 1
-        fresh.line.requests = CLEAN
-        fresh.line.reset_all()  # the kernel goes on offering what the proxy has given it
+        assert impatient.metric('teesign_backend_errors_total{kind="timeout"}') == before + 1
+        impatient.line.requests = CLEAN
+        impatient.line.reset_all()  # the kernel goes on offering what the proxy has given it
