@@ -103,7 +103,7 @@ def idle_connections(_lab: Lab, plan: Plan) -> list[Comparison]:
     with open_lab() as lab:  # of its own: the backend counts its connections
         contender = lab.contender("teesign")
         for _ in range(plan.alternations):
-            few, many = (_with_idle(lab, contender, idle, plan.slow_requests) for idle in (1, plan.streams))
+            few, many = (_with_idle(lab, contender, idle, plan.requests // 10) for idle in (1, plan.streams))
             _add(comparison, (f"{plan.streams} idle", many), ("1 idle", few), "µs/request")
     return [comparison]
 
