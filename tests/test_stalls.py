@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import anyio
 import pytest
-from backend import Call, chunked, head, json_answer
+from backend import Backend, Call, chunked, head, json_answer
+from processes import teesign_serve
 from servers import ALL_KINDS, Kind, Stack, stack
 from wire import Conversation, chunks_of, multipart
 
@@ -204,3 +206,58 @@ async def test_a_pause_of_this_process_is_not_the_clients() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(pause)
         await StallWatch(sending=SHORT, taking=SHORT).run(scope, request, reply, work())
+
+
+def test_a_client_that_does_not_take_a_whole_answer(log: Path) -> None:
+    """What the server has been given whole is nobody's any more but the kernel's; it gives up in the same time."""
+    with (
+        Backend() as backend,
+        teesign_serve(log, CLIENT_WRITE_TIMEOUT="1", LOG_LEVEL="debug", VLLM_BASE_URL=backend.url) as process,
+    ):
+        process.wait_until_ready()
+        process.wait_until_it_says("the kernel bounds what connections hold")
+        backend.play(json_answer(b'{"id":"large","a":"' + b"x" * (16 << 20) + b'"}'))
+        with process.client.stream(CHAT, REQUEST) as conversation:
+            assert conversation.response.status == 200
+            wait_until_given_up(process.port, conversation.socket.getsockname()[1])
+        assert process.client.get("/readyz").status == 200
+
+
+def test_the_kernel_holds_little_for_a_client_that_stops_reading(log: Path) -> None:
+    """Bytes wait at the backend, and not in this machine's memory."""
+    with Backend() as backend, teesign_serve(log, LOG_LEVEL="debug", VLLM_BASE_URL=backend.url) as process:
+        process.wait_until_ready()
+        process.wait_until_it_says("the kernel bounds what connections hold")
+        backend.play(pour)
+        with process.client.stream(CHAT, REQUEST) as conversation:
+            assert conversation.response.status == 200
+            assert held_by_kernel(process.port) < 1 << 20
+
+
+def wait_until_given_up(port: int, client_port: int) -> None:
+    """Wait until a server's side of a connection is no more. The client may not be told: it takes nothing."""
+    deadline = time.monotonic() + 15
+    while any(ends == (port, client_port) for ends, _ in connections()):
+        assert time.monotonic() < deadline, "the connection is still there"
+        time.sleep(0.05)
+
+
+def held_by_kernel(port: int) -> int:
+    """Wait until a server's only connection stalls, and return how many bytes the kernel holds to be sent on it."""
+    held = [-1, 0]
+    while held[-1] != held[-2]:
+        time.sleep(0.5)
+        held.append(sum(queue for (own, _), queue in connections() if own == port))
+    return held[-1]
+
+
+def connections() -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield this machine's IPv4 connections: their ports, ours first, and how many bytes wait to be sent."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, own, other, _, queues, *_ = line.split()
+        yield (port_of(own), port_of(other)), int(queues.partition(":")[0], 16)
+
+
+def port_of(address: str) -> int:
+    """Return the port in an address as the kernel writes it."""
+    return int(address.partition(":")[2], 16)

@@ -28,6 +28,7 @@ from ..errors import SettingsError
 from ..observe import log_event
 from ..settings import VARIABLES, Settings
 from ..upstream import AsyncRequestInterface
+from .listener import bound_connections
 from .logs import configure_logging
 from .signals import drain_first, end_at_second_signal, end_with_parent
 
@@ -148,7 +149,9 @@ def load_app(settings: Settings, make_upstream: Callable[[], AsyncRequestInterfa
     _log_summary(settings)
     app = App(settings, upstream=make_upstream() if make_upstream else None)
     log.on_drop = app.metrics.dropped_log_lines.inc
-    drain_first(asyncio.get_event_loop(), app.drain)  # granian has set it already
+    loop = asyncio.get_event_loop()  # granian has set it already
+    drain_first(loop, app.drain)
+    bound_connections(loop, settings.listen_port, settings.client_write_timeout)
     # What a request leaves behind goes by reference counting. The collector, which looks for cycles at every 700 new
     # objects, finds next to nothing, and takes a tenth of the time.
     gc.freeze()
