@@ -96,6 +96,7 @@ def test_a_tls_key_that_is_only_named_does_not_verify() -> None:
     """Whoever reads that a key is bound must be able to rely on it."""
     claim = {"tls_cert_fingerprint": SPKI.hex()}
     assert failure(edited(**claim)) == ("tls_key_mismatch", "report data")
+    assert failure(edited(tls_cert_fingerprint="somebody's")) == ("tls_key_mismatch", "report data")
     other = genuine(spki_sha256=SPKI) | {"tls_cert_fingerprint": "11" * 32}
     assert failure(other, spki_sha256=SPKI) == ("tls_key_mismatch", "report data")
 
@@ -287,6 +288,13 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "gpus",
     ),
 }
+
+
+@pytest.mark.parametrize("bit", [1, 4, 5, 29])
+def test_a_machine_that_its_host_can_look_into_is_refused(bit: int) -> None:
+    """Debugged otherwise than by bit 0, profiled, or moved to wherever the host has its keys handed out."""
+    report = genuine(attributes=SEPT_VE_DISABLE | 1 << bit)
+    assert failure(report) == ("quote_not_verified", "signature")
 
 
 @pytest.mark.parametrize("defect", DEFECTS)

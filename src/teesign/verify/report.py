@@ -190,8 +190,8 @@ def _check_report_data(evidence: _Evidence) -> str:
             "The quote's report data is not that of this signing address, nonce and TLS key.",
             code="report_data_mismatch",
         )
-    stated = evidence.claims.tls_cert_fingerprint
-    if stated is not None and unhex(stated, 32) != evidence.spki_sha256:
+    stated, bound = evidence.claims.tls_cert_fingerprint, evidence.spki_sha256
+    if stated is not None and (bound is None or unhex(stated, 32) != bound):
         raise VerificationError("The report names a TLS key that it does not bind.", code="tls_key_mismatch")
     return expected.hex()
 

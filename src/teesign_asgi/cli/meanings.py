@@ -32,7 +32,8 @@ _BY_CODE: Final = {
     "no_collateral": "Intel's word about the machine is missing: give it with --collateral, or let it be fetched.",
     "quote_without_certificate": "The quote does not say which machine made it, so that nobody vouches for it.",
     "quote_not_verified": (
-        "No genuine machine made this quote as it is, or the collateral belongs to another kind of machine."
+        "No genuine machine made this quote as it is, its host can look into the machine, or the collateral belongs to "
+        "another kind of machine."
     ),
     "collateral_expired": "Intel's word about the machine is out of date: leave --collateral out, to fetch it anew.",
     "certificate_revoked": "Intel has withdrawn its word for this machine. It must not be trusted.",
