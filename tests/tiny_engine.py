@@ -76,6 +76,8 @@ def main(port: int, model: Path, slots: int = 1) -> None:
     parameters.n_ctx = 1024 * slots
     parameters.n_parallel = slots
     parameters.warmup = False
+    # Several threads wait for each other by spinning, which takes minutes where others want the processors too.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)
     assert server.listening_address
     sys.stdin.read()
