@@ -42,10 +42,12 @@ WAYS: dict[str, Callable[[bytes], list[bytes]]] = {
 }
 
 
-def broken(proxy: Stack, target: str = CHAT) -> bytes:
-    """Send a chat, check that the response breaks off, and return what came of it."""
+def broken(proxy: Stack, target: str = CHAT, *, started: threading.Event | None = None) -> bytes:
+    """Send a chat, check that the response breaks off, and return what came of it; say when it has started."""
     with proxy.client.stream(target, REQUEST) as conversation:
         assert conversation.response.status == 200
+        if started is not None:
+            started.set()
         own = conversation.response.headers["x-signature-id"]
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)) as raised:
             conversation.response.read()
@@ -289,11 +291,13 @@ def test_a_stream_without_a_terminator(proxy: Stack, body: bytes) -> None:
 def test_a_stream_that_breaks_off(proxy: Stack, how: str) -> None:
     """It is broken off for the client too: the last chunk never comes."""
     first = b'data: {"id":"broken"}\n\n'
+    started = threading.Event()
 
     def script(call: Call) -> None:
         call.read_body()
         call.send(head(200, EVENTS, b"transfer-encoding: chunked"), chunked(first, end=False))
         if how == "garbage":
+            started.wait(10)  # what comes with the head is read with the head
             call.send(b"not a chunk\r\n")
             call.wait_until_gone()
         elif how == "reset":
@@ -302,7 +306,7 @@ def test_a_stream_that_breaks_off(proxy: Stack, how: str) -> None:
             call.close()
 
     proxy.backend.play(script)
-    assert first.startswith(broken(proxy))
+    assert first.startswith(broken(proxy, started=started))
     assert proxy.client.signature("broken").status == 404
 
 
