@@ -335,6 +335,13 @@ def test_collecting_ends_where_the_body_turns_out_to_be_no_object() -> None:
     assert [exchange.receive_response(chunk) for chunk in (b" \n", b"[", b"1]")] == [b"", b" \n[", b"1]"]
 
 
+def test_what_only_looks_like_white_space_before_an_object_is_not_collected() -> None:
+    """JSON has four characters of white space; behind any other there is no JSON object to wait for."""
+    exchange = new_exchange()
+    exchange.start_response(200, JSON)
+    assert [exchange.receive_response(chunk) for chunk in (b"\x0b{", b"}")] == [b"\x0b{", b"}"]
+
+
 @pytest.mark.parametrize(
     ("content_type", "status", "body", "keeps"),
     [

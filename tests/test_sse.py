@@ -52,10 +52,12 @@ STREAMS = [
     pytest.param(b"\xef\xbb\xbf" + DONE, None, BLANK_LINE, id="byte order mark before the terminator"),
     pytest.param(b"\xef\xbb\xbf\xef\xbb\xbf" + DONE, None, NEVER, id="two byte order marks"),
     pytest.param(b"\n\xef\xbb\xbf" + DONE, None, NEVER, id="byte order mark in the second line"),
+    pytest.param(b"x\n\xef\xbb\xbf" + DONE, None, NEVER, id="byte order mark behind a line of no meaning"),
     pytest.param(b": ping\n\n" + EVENT + b": ping\n\n" + DONE, "a", BLANK_LINE, id="comments"),
     pytest.param(b'event: x\nid: 1\nretry: 5\ndata: {"id":"a"}\n\n' + DONE, "a", BLANK_LINE, id="other fields"),
     pytest.param(b"event: end\ndata: [DONE]\nid: 9\n: bye\n\n", None, BLANK_LINE, id="other fields around [DONE]"),
     pytest.param(b'data: {"id":\ndata:"a"}\n\n' + DONE, "a", BLANK_LINE, id="data in two lines"),
+    pytest.param(b'data: {"id":"a\ndata: b"}\n\n' + DONE, None, BLANK_LINE, id="a string cut by a line end"),
     pytest.param(b"data\n\ndata:\n\n" + EVENT + DONE, "a", BLANK_LINE, id="empty data"),
     pytest.param(b'data: {"id":\ndata\ndata: "a"}\n\n' + DONE, "a", BLANK_LINE, id="data without a colon"),
     pytest.param(EVENT + b"data:[DONE]\n\n", "a", BLANK_LINE, id="no space"),
@@ -120,6 +122,13 @@ def test_a_closed_stream_gives_nothing_more() -> None:
     assert (scanner.feed(EVENT), scanner.close(), scanner.event_id) == (b"", b"", None)
 
 
+def test_a_stream_closed_early_gives_its_rest_once() -> None:
+    """What was held back comes out with the end of the body, and not a second time."""
+    scanner = EventStreamScanner()
+    assert scanner.feed(b"data: [DO") == b""
+    assert (scanner.close(), scanner.close(), scanner.complete) == (b"data: [DO", b"", False)
+
+
 def test_events_pass_at_once() -> None:
     """A token that has arrived is shown: nothing but a possible terminator is held back, not even half a line."""
     scanner = EventStreamScanner()
@@ -131,6 +140,16 @@ def test_a_line_is_held_only_as_long_as_it_may_become_the_terminator() -> None:
     """The first byte that no terminator has at its place sets the line free."""
     scanner = EventStreamScanner()
     assert [scanner.feed(bytes([byte])) for byte in b"data: [DOT"] == [b""] * 9 + [b"data: [DOT"]
+
+
+def test_a_byte_order_mark_is_waited_for_at_the_beginning_only() -> None:
+    """Later its first byte is one like any other, and passes."""
+    scanner = EventStreamScanner()
+    assert [scanner.feed(chunk) for chunk in (b"\xef", b"\xbb\xbf: x\n", b"\xef")] == [
+        b"",
+        b"\xef\xbb\xbf: x\n",
+        b"\xef",
+    ]
 
 
 def test_a_cr_after_a_line_that_ended_in_cr_needs_no_lf() -> None:
@@ -283,6 +302,7 @@ def test_an_event_too_long_to_be_searched_has_no_id(
 ) -> None:
     """What the search for an id keeps is bounded; a later, shorter event may still have one."""
     monkeypatch.setattr(sse, "MAX_EVENT", 100)
-    stream = b'data: {"id":"a"}'.ljust(len(b"data: ") + 100 + beyond) + b'\n\ndata: {"id":"b"}\n\n'
+    stream = b'data: {}\n\ndata: {"id":"a"}'.ljust(len(b"data: {}\n\ndata: ") + 100 + beyond)
+    stream += b'\n\ndata: {"id":"b"}\n\n'
     for chunks in ways_to_cut(stream):
         assert read(chunks) == Reading(stream, event_id, NEVER)
