@@ -230,6 +230,12 @@ class Intel:
             "qe_identity_signature": self._tcb.sign(qe_identity.encode()).hex(),
         }
 
+    def collateral_with(self, part: str, **changes: Any) -> dict[str, Any]:
+        """Return the same collateral, but for other members of `tcb_info` or `qe_identity`, also signed."""
+        collateral = self.collateral()
+        text = json.dumps(json.loads(collateral[part]) | changes)
+        return collateral | {part: text, f"{part}_signature": self._tcb.sign(text.encode()).hex()}
+
 
 class Nvidia:
     """An authority like NVIDIA's: it makes GPUs, which report over any nonce."""

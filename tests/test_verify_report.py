@@ -290,6 +290,22 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "code"),
+    [
+        pytest.param("tcb_info", {"id": "SGX"}, "quote_not_verified", id="for-enclaves"),
+        pytest.param("tcb_info", {"fmspc": "00906ED50001"}, "quote_not_verified", id="for-another-machine"),
+        pytest.param("tcb_info", {"tcbLevels": []}, "tcb_unknown", id="without-levels"),
+        pytest.param("qe_identity", {"id": "QE"}, "quote_not_verified", id="for-another-enclave"),
+        pytest.param("qe_identity", {"mrsigner": "11" * 32}, "quote_not_verified", id="for-another-signer"),
+    ],
+)
+def test_collateral_for_something_else_is_refused(part: str, changes: dict[str, Any], code: str) -> None:
+    """Though Intel has signed it: it signs such for every machine, and for enclaves too."""
+    collateral = INTEL.collateral_with(part, **changes)
+    assert failure(REPORT, collateral=collateral) == (code, "signature")
+
+
 @pytest.mark.parametrize("bit", [1, 4, 5, 29])
 def test_a_machine_that_its_host_can_look_into_is_refused(bit: int) -> None:
     """Debugged otherwise than by bit 0, profiled, or moved to wherever the host has its keys handed out."""

@@ -108,6 +108,7 @@ def test_an_answer_says_that_it_was_verified(server: Stack, family: Any) -> None
     assert (results[0].method, results[0].url, results[0].status) == ("POST", url_of(server), 200)
     assert results[0].answer.signing_address == fixed_pair().identity("ecdsa").address
     assert results[0].attestation.verified.nonce == results[0].attestation.nonce
+    assert repr(results[0]) == f"VerifiedResponse('POST', '127.0.0.1:{server.client.port}', 200)"
 
 
 @pytest.mark.parametrize("family", [httpx, httpx2])

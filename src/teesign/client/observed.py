@@ -25,7 +25,7 @@ from ..errors import VerificationError
 from ..identifiers import read_id
 from ..sse import EventStreamScanner
 from ..verify.answer import VerifiedAnswer, verify_answer_digests
-from .flow import decode_object
+from .flow import decode_object, host_of
 from .server import Attestation
 
 __all__ = ["ObservedExchange", "VerifiedResponse", "is_signed"]
@@ -79,6 +79,10 @@ class VerifiedResponse(msgspec.Struct, frozen=True):
     attestation: Attestation
     signature: bytes
     answer: VerifiedAnswer
+
+    def __repr__(self) -> str:
+        """Show nothing of the target, which may say what was asked."""
+        return f"VerifiedResponse({self.method!r}, {host_of(self.url)!r}, {self.status})"
 
 
 class ObservedExchange:
