@@ -353,6 +353,30 @@ def test_the_pool_is_for_one_event_loop_at_a_time() -> None:
         asyncio.run(main())
 
 
+def test_pools_of_two_threads_do_not_mix_what_they_read() -> None:
+    """Each reads into memory of its own: while one is in the kernel, the other goes on."""
+    size = 8 << 20
+    fetched: dict[bytes, set[int]] = {}
+
+    def read(letter: bytes) -> None:
+        async def main() -> None:
+            ours = pool()
+            with RawBackend(
+                answers(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + letter * size)
+            ) as backend:
+                fetched[letter] = set((await fetch(ours, backend.url()))[1])
+            await ours.aclose()
+
+        asyncio.run(main())
+
+    threads = [threading.Thread(target=read, args=(letter,)) for letter in (b"a", b"b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == {b"a": {ord("a")}, b"b": {ord("b")}}
+
+
 async def test_another_event_loops_transports_are_taken_as_they_are() -> None:
     """Those of uvloop, which servers use where it is installed, are not of asyncio's classes."""
 
@@ -364,7 +388,7 @@ async def test_another_event_loops_transports_are_taken_as_they_are() -> None:
             closed.append(self)
 
     closed: list[Transport] = []
-    connection = Connection(lambda _: None, lambda _: None)
+    connection = Connection(memoryview(bytearray(16)), lambda _: None, lambda _: None)
     transport = Transport()
     connection.connection_made(cast(asyncio.BaseTransport, transport))
     assert not connection.is_closed

@@ -1,8 +1,8 @@
 r"""One connection to the backend, on asyncio: one request at a time, and its response as it arrives.
 
 Theory of operation. The connection is an `asyncio.BufferedProtocol`: the event loop reads into a buffer that all
-connections share, and what it has read is handed to a `ResponseParser` before anything else is read. At any moment the
-connection is in one of three states:
+connections of a pool share, and what it has read is handed to a `ResponseParser` before that loop reads anything else.
+At any moment the connection is in one of three states:
 
     IDLE --exchange--> BUSY --response read to its end, and reusable--> IDLE
        \                  \--error, silence, cancellation, left early--> CLOSED
@@ -34,10 +34,6 @@ __all__ = ["HIGH_WATER", "Body", "Connection"]
 HIGH_WATER: Final = 64 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
 
-_READ: Final = memoryview(bytearray(64 * 1024))
-"""Where what comes is read to. Its size bounds a read: the event loop's own reads are four times as large, and what a
-client that does not read any more leaves in our hands grows with them."""
-
 LATE: Final = 0.1
 """Seconds by which a timer may be late without meaning that this process was paused."""
 
@@ -46,11 +42,16 @@ class Connection(asyncio.BufferedProtocol):
     """A connection to one origin; `loop.create_connection` makes them.
 
     Args:
+        buffer: where what comes is read to, which connections of one event loop may share. Never those of two: while
+            one thread is in the kernel, another may read there too.
         on_idle: called when a response has been read and the connection may carry another request.
         on_closed: called once, when the connection is lost or closed.
     """
 
-    def __init__(self, on_idle: Callable[[Connection], None], on_closed: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, buffer: memoryview, on_idle: Callable[[Connection], None], on_closed: Callable[[Connection], None]
+    ) -> None:
+        self._buffer: Final = buffer
         self._on_idle: Final = on_idle
         self._on_closed: Final = on_closed
         self._loop: Final = asyncio.get_running_loop()
@@ -229,7 +230,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has
         """Say where to read to."""
-        return _READ
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of the response. While idle there is none, and what comes belongs to nobody."""
@@ -238,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             return
         try:
-            parser.feed(_READ[:nbytes])
+            parser.feed(self._buffer[:nbytes])
         except BrokenResponseError as error:
             self._fail(error)
             self.abort()

@@ -31,6 +31,10 @@ _HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Z
 
 _PORTS: Final = {b"http": 80, b"https": 443}
 
+_READ_SIZE: Final = 64 * 1024
+"""How many bytes are read at once. The event loop's own reads are four times as large, and what a client that does not
+read any more leaves in our hands grows with them."""
+
 _Origin = tuple[bytes, bytes, int | None]
 
 
@@ -49,6 +53,7 @@ class Pool:
         self._max_idle: Final = max_idle
         self._idle_timeout: Final = idle_timeout
         self._ssl_context = ssl_context
+        self._buffer: Final = memoryview(bytearray(_READ_SIZE))
         self._origins: dict[_Origin, _Idle] = {}
         self._connections: set[Connection] = set()
 
@@ -130,7 +135,10 @@ class Pool:
         try:
             async with asyncio.timeout(connect_timeout):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(idle.put, closed), host.decode("ascii"), port or _PORTS[scheme], **secure
+                    lambda: Connection(self._buffer, idle.put, closed),
+                    host.decode("ascii"),
+                    port or _PORTS[scheme],
+                    **secure,
                 )
         except TimeoutError:
             raise httpcore.ConnectTimeout("The backend does not take the connection.") from None
