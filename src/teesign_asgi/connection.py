@@ -29,10 +29,13 @@ import httpcore
 
 from .framing import BrokenResponseError, ResponseParser
 
-__all__ = ["HIGH_WATER", "Body", "Connection"]
+__all__ = ["WRITE_SIZE", "Body", "Connection"]
 
-HIGH_WATER: Final = 64 * 1024
+HIGH_WATER: Final = 16 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
+
+WRITE_SIZE: Final = 64 * 1024
+"""How many bytes of a request the transport is given at once."""
 
 LATE: Final = 0.1
 """Seconds by which a timer may be late without meaning that this process was paused."""
@@ -311,5 +314,5 @@ class Body:
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     """Yield a body that is there in pieces, since what a transport is given at once it copies at once."""
-    for start in range(0, len(body), HIGH_WATER):
-        yield body[start : start + HIGH_WATER]
+    for start in range(0, len(body), WRITE_SIZE):
+        yield body[start : start + WRITE_SIZE]

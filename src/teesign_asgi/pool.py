@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import httpcore
 
-from .connection import HIGH_WATER, Body, Connection
+from .connection import WRITE_SIZE, Body, Connection
 from .framing import ResponseParser
 
 __all__ = ["Pool"]
@@ -31,8 +31,8 @@ _HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Z
 
 _PORTS: Final = {b"http": 80, b"https": 443}
 
-_READ_SIZE: Final = 64 * 1024
-"""How many bytes are read at once. The event loop's own reads are four times as large, and what a client that does not
+_READ_SIZE: Final = 16 * 1024
+"""How many bytes are read at once. The event loop's own reads are 16 times as large, and what a client that does not
 read any more leaves in our hands grows with them."""
 
 _Origin = tuple[bytes, bytes, int | None]
@@ -83,7 +83,7 @@ class Pool:
             body = b"".join(stream)
             if declared != len(body) and (body or declared):
                 raise httpcore.LocalProtocolError("The request's body is not framed by its headers.")
-            if len(body) <= HIGH_WATER:
+            if len(body) <= WRITE_SIZE:
                 head, body = head + body, b""
         else:
             body = _framed(stream, declared)

@@ -42,10 +42,10 @@ _COLLECT_AT: Final = 50_000
 _SPARE_SECONDS: Final = 10
 """How much longer than its drain a worker may take to end before it is killed."""
 
-_HTTP1_BUFFER: Final = 64 * 1024
+_HTTP1_BUFFER: Final = 32 * 1024
 """How much the server keeps of a response that a slow client does not take, and of a request's head, bytes.
 
-By default that is six times as much: 200 readers that stop would cost as much memory as the rest of the proxy.
+By default that is twelve times as much: 200 readers that stop would cost as much memory as the rest of the proxy.
 """
 
 _SERVER_LOGGING: Final = {"loggers": {"_granian": {"propagate": True}, "granian.access": {"propagate": True}}}
