@@ -201,7 +201,7 @@ CHANGES: tuple[Row, ...] = (
 )
 """Everything that is checked, changed once."""
 
-_PARTS = ("request", "response", "stream-order", "signature", "signing-address")
+_PARTS = ("request", "response", "stream-order", "stream-ended-early", "signature", "signing-address")
 _PARTS_OF_REPORTS = ("nonce", "attested-address", "quote", "event-log", "gpu-evidence")
 MAIN_CHANGES = tuple(row for row in CHANGES if row.name in (*_PARTS, *_PARTS_OF_REPORTS))
 """One change of each part of an answer and of what stands behind it."""
