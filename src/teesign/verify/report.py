@@ -25,7 +25,7 @@ from .tdx import VerifiedTcb, verify_quote
 __all__ = ["STEPS", "TrustedRoots", "VerifiedReport", "verify_report"]
 
 _NEVER_ESTABLISHED: Final = (
-    "that no other machine holds the signing key: who derives it, such as dstack's key service, can hand it out again",
+    "that nobody else holds the signing key: who runs the service that derives it does, and only rtmr3 pins which one",
     "that the GPUs' certificates have not been revoked",
     "that the GPUs' measurements are NVIDIA's reference measurements",
     "that these are GPUs of the kind that the report names, and sit in the machine of the quote",
