@@ -123,6 +123,20 @@ def javascript(session: nox.Session) -> None:
 
 
 @nox.session
+def corpora(session: nox.Session) -> None:
+    """Replay the malformed requests of other programs' tests, read from their source distributions."""
+    install(session, "test")
+    # What those are built with: pip builds their metadata before it lets one have them.
+    session.install("setuptools>=77", "pkgconfig")
+    folder = str(Path(session.create_tmp()) / "distributions")
+    pins = ("gunicorn==27.0.1", "aiohttp==3.14.5")
+    session.run(
+        "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary=:all:", "-d", folder, *pins
+    )
+    session.run("pytest", "tests/test_corpora.py", *session.posargs, env={"TEESIGN_TEST_CORPORA": folder})
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz each parser for a minute, or with libFuzzer's options of your own: `nox -s fuzz -- -max_total_time=3600`."""
     install(session)
