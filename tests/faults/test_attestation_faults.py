@@ -36,17 +36,18 @@ __all__ = ["socket_path"]
 REPORT = "/v1/attestation/report"
 NONCE = bytes(range(32)).hex()
 PAIR = SigningPair.from_secrets(KEY, KEY)
-BOUNDED = 6.0
+BOUNDED = 12.0
 """Seconds in which a report must be there or refused, with the limits below, on a busy machine."""
 
 
 @contextmanager
 def attesting(kind: Kind, path: Path, *worker: str) -> Iterator[tuple[Client, NvidiaWorker, Backend]]:
     """Run a proxy that draws on an agent at this path and on this worker, with short limits."""
-    agent = DstackAgent(str(path), timeout=1.5)
-    gpus = NvidiaWorker([*WORKER, *(worker or ("good",))], call_timeout=1.5, backoff=0.01)
+    patient = DstackAgent(str(path), timeout=20)  # its first call loads the SDK
+    agent = DstackAgent(str(path), timeout=2.5)
+    gpus = NvidiaWorker([*WORKER, *(worker or ("good",))], call_timeout=2.5, backoff=0.01)
     with Backend() as backend:
-        app = App(settings_for(backend.url, dev=False), sources=Sources(quotes=agent, gpus=gpus, keys=agent))
+        app = App(settings_for(backend.url, dev=False), sources=Sources(quotes=agent, gpus=gpus, keys=patient))
 
         async def closing(scope: Scope, receive: Receive, send: Send) -> None:
             async def receive_and_close() -> Message:
@@ -67,7 +68,7 @@ def assert_chats_go_on(client: Client, backend: Backend) -> None:
     begun = time.monotonic()
     answered = client.post(CHAT, b'{"stream":true}')
     client.assert_answer_signed(answered, b'{"stream":true}')
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 2
 
 
 AGENT_FAULTS = [fault for fault in Fault if fault is not Fault.NONE and fault is not Fault.WRONG_KEY_LENGTH]
