@@ -2,8 +2,9 @@
 
 Theory of operation. A chat's JSON holds a member `wish`; `Wish` says what can be wished for, and `_KINDS` how each
 kind is answered. A body without one, such as an upload, is counted and answered with a small JSON object. `GET /stats`
-tells how many connections there are, and for each request that was left before its answer was whole, by its number,
-when that was noticed (`time.monotonic`, which all processes of a machine share).
+tells how many connections there are, the numbers of the requests that are being answered, and for each request that was
+left before its answer was whole, by its number, when that was noticed (`time.monotonic`, which all processes of a
+machine share).
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ def with_length(body: bytes, status: bytes = b"200 OK", length: int | None = Non
 
 
 class Connection(asyncio.Protocol):
-    """One connection of the proxy's."""
+    """One connection of the proxy's.
+
+    Attributes:
+        answering: the number of the request whose answer is not whole; None if there is none.
+    """
 
     open: ClassVar[set[Connection]] = set()
     left: ClassVar[dict[int, float]] = {}
@@ -83,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._may_write = True
         self._pending: Callable[[], None] | None = None
-        self._answering: int | None = None  # the number of the request whose answer is not whole
+        self.answering: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note it."""
@@ -96,8 +101,8 @@ class Connection(asyncio.Protocol):
         self.open.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._answering is not None:
-            self.left[self._answering] = time.monotonic()
+        if self.answering is not None:
+            self.left[self.answering] = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request."""
@@ -138,7 +143,9 @@ class Connection(asyncio.Protocol):
         """Answer."""
         if self._target == b"/stats":
             left = {str(number): when for number, when in self.left.items()}
-            self.transport.write(with_length(json.dumps({"connections": len(self.open), "left": left}).encode()))
+            answering = [each.answering for each in self.open if each.answering is not None]
+            stats = {"connections": len(self.open), "left": left, "answering": answering}
+            self.transport.write(with_length(json.dumps(stats).encode()))
             return
         try:
             wish = msgspec.json.decode(b"".join(self._body), type=_Request).wish
@@ -147,19 +154,19 @@ class Connection(asyncio.Protocol):
         if wish is None:
             self.transport.write(with_length(b'{"id":"received-%d"}' % self._size))
             return
-        self._answering = wish.number
+        self.answering = wish.number
         _KINDS[wish.kind](self, wish)
 
     # What follows is for the kinds of answers.
 
     def finish(self, data: bytes) -> None:
         """Send the last bytes of an answer."""
-        self._answering = None
+        self.answering = None
         self.transport.write(data)
 
     def break_off(self, data: bytes, *, reset: bool) -> None:
         """Send bytes, and end the connection as if that were all."""
-        self._answering = None
+        self.answering = None
         self.transport.write(data)
         self._timer = self._loop.call_later(0.05, self.transport.abort if reset else self.transport.close)
 
@@ -190,7 +197,7 @@ class Connection(asyncio.Protocol):
         if rest > 0:
             self._pending = lambda: self.pour(rest)
         else:
-            self._answering = None
+            self.answering = None
 
 
 class _Request(msgspec.Struct):
