@@ -225,6 +225,12 @@ def test_the_signed_text(version: TextVersion, model: str, expected: str) -> Non
     assert signed_text("aa", "bb", version=version, model=model) == expected
 
 
+def test_the_signed_text_is_the_first_form_by_default() -> None:
+    """And the second one has an empty name where none is given."""
+    assert signed_text("a", "b") == "a:b"
+    assert signed_text("a", "b", version="v2") == ":a:b"
+
+
 @pytest.mark.parametrize("v", [0, 1])
 def test_recovery_accepts_v_without_the_offset(v: int) -> None:
     """Some libraries write v as 0 or 1 instead of 27 or 28."""
