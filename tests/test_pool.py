@@ -23,6 +23,7 @@ from raw_backend import CHUNKED, HOST, OK, PATIENCE, RawBackend, Served, always,
 
 from teesign_asgi.connection import Connection
 from teesign_asgi.pool import Pool
+from teesign_asgi.upstream import Backend
 
 pytestmark = pytest.mark.anyio
 
@@ -214,6 +215,20 @@ async def test_connections_are_used_again_newest_first(ours: Pool) -> None:
         await fetch(ours, backend.url())
         assert repr(ours) == "Pool(3 connections, 3 of them idle)"
         assert newest in backend.served
+
+
+async def test_a_request_that_met_a_closed_connection_goes_over_a_fresh_one(ours: Pool) -> None:
+    """Not over the next idle one: what had closed the first may have closed them all."""
+    dying = in_turn(lambda served: served.answer(OK), Served.read, Served.reset)
+    with RawBackend(dying, dying, always) as backend:
+        async with anyio.create_task_group() as group:
+            group.start_soon(fetch, ours, backend.url())
+            group.start_soon(fetch, ours, backend.url())
+        assert "2 of them idle" in repr(ours)
+        relayed = Backend(ours, silence=PATIENCE, clock=time.monotonic)
+        async with relayed.respond("GET", backend.url(), [], b"") as response:
+            assert await response.read(100) == b"hello"
+        assert len(backend.served) == 3
 
 
 async def test_idle_connections_expire() -> None:

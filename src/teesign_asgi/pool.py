@@ -24,7 +24,10 @@ import httpcore
 from .connection import WRITE_SIZE, Body, Connection
 from .framing import ResponseParser
 
-__all__ = ["Pool"]
+__all__ = ["FRESH", "Pool"]
+
+FRESH: Final = "teesign.fresh"
+"""The extension of a request that must not go over a connection that was used before."""
 
 _HEAD: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\0\r\n]*\r\n)*\r\n")
 """A request's head as RFC 9112 sections 2.1 and 3 have it: nothing in a name, value or target can end a line."""
@@ -67,7 +70,7 @@ class Pool:
 
         Args:
             request: its headers hold Host, and the framing of its body where it has one. Of its extensions, `timeout`
-                (`connect`, `read` and `write`, in seconds) and `trace` are looked at.
+                (`connect`, `read` and `write`, in seconds), `trace` and `FRESH` are looked at.
 
         Raises:
             httpcore.LocalProtocolError: if the request cannot be sent as it is.
@@ -115,7 +118,7 @@ class Pool:
             if url.scheme not in _PORTS:
                 raise httpcore.UnsupportedProtocol("The backend's URL is neither http nor https.")
             idle = self._origins[origin] = _Idle(self._max_idle, self._idle_timeout)
-        connection = idle.take()
+        connection = None if request.extensions.get(FRESH) else idle.take()
         if connection is not None:
             return connection
         trace = request.extensions.get("trace")

@@ -25,7 +25,7 @@ import httpcore
 from .connection import Body
 from .errors import BackendError
 from .framing import BrokenResponseError
-from .pool import Pool
+from .pool import FRESH, Pool
 from .strict import StrictBackend
 from .tasks import on_asyncio
 from .types import Headers
@@ -138,7 +138,9 @@ class Backend:
 
         stream = _Whole(content) if isinstance(content, bytes) else content
         for attempt in (1, 2):
-            request = _Request(method, url, sent, stream, {"timeout": self._timeouts, "trace": trace})
+            # Whatever had one idle connection closed may have had them all: `Pool` opens a fresh one when told so.
+            extensions = {"timeout": self._timeouts, "trace": trace, FRESH: attempt == 2}
+            request = _Request(method, url, sent, stream, extensions)
             begun = self._clock()
             try:
                 return await self._http.handle_async_request(request)
