@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from teesign.identifiers import read_id
@@ -58,3 +61,20 @@ def test_the_id_of_a_document(document: bytes, expected: tuple[bool, str | None]
     """A top-level member counts, a string with something in it is an id, and what is no JSON object has none."""
     found = read_id(document)
     assert (found and (found.present, found.value)) == expected
+
+
+@pytest.mark.parametrize("limit", [1000, 1_000_000])
+def test_brackets_do_not_end_the_process(limit: int) -> None:
+    """Neither under the interpreter's own recursion limit, nor where a library has raised it."""
+    program = f"""
+import sys
+from teesign.identifiers import read_id
+
+sys.setrecursionlimit({limit})
+for opening, closing in (b"[]", b'{{}}'):
+    document = b'{{"id":"a","deep":' + bytes((opening,)) * 1_000_000 + bytes((closing,)) * 1_000_000 + b"}}"
+    print(read_id(document))
+print(read_id(b'{{"id":"a","deep":' + b"[" * 99 + b"]" * 99 + b"}}").value)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["None", "None", "a"]

@@ -6,6 +6,7 @@ document holds. Bytes that are not UTF-8 inside other strings do not matter here
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 import msgspec
@@ -21,6 +22,9 @@ MAX_STORED_ID: Final = 256
 class _WithId(msgspec.Struct):
     id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
+
+_USUAL_LIMIT: Final = 1000
+"""The recursion limit that the interpreter starts with; no stack overflows below it."""
 
 _documents: Final = msgspec.json.Decoder(_WithId)
 _strings: Final = msgspec.json.Decoder(str)
@@ -41,10 +45,11 @@ class DocumentId(msgspec.Struct, frozen=True):
 def read_id(document: bytes | bytearray) -> DocumentId | None:
     """Return what the object's top-level member `id` holds, or None if the document is not a JSON object.
 
-    A member that is given twice counts with its last value, as in every common decoder. An object of more than a
-    hundred levels counts as none.
+    A member that is given twice counts with its last value, as in every common decoder. An object that is nested too
+    deeply counts as none: at most the interpreter's recursion limit, and a hundred levels where somebody has raised it.
     """
-    if is_too_deep(document):
+    # The decoder stops at the interpreter's own limit by itself, and to count levels costs many times what it does.
+    if sys.getrecursionlimit() > _USUAL_LIMIT and is_too_deep(document):
         return None
     try:
         raw = _documents.decode(document).id
