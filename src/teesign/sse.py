@@ -122,13 +122,15 @@ class EventStreamScanner:
 
     def _is_unremarkable(self, chunk: bytes) -> bool:
         """Tell whether a chunk that ends an event can be forwarded without looking at its lines."""
-        return self.event_id is not None and not self._tail and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk
+        if self.event_id is None or self._tail or not chunk.endswith(_EVENT_ENDS):
+            return False
+        return chunk.rfind(_DONE) < 0  # backwards, which CPython does in half the time
 
     def _skip(self, buffer: bytes, position: int) -> int:
         """Return up to where nothing can happen: the id is known, and whole events follow that do not hold `[DONE]`."""
         if self.event_id is None or self._done_pending:
             return position
-        # CPython searches backwards in less than half the time, and mostly there is none.
+        # Backwards first, as above: mostly there is none.
         end = len(buffer) if buffer.rfind(_DONE, position) < 0 else buffer.index(_DONE, position)
         while (end := buffer.rfind(b"\n", position, end)) >= 0:
             if buffer.endswith(_EVENT_ENDS, position, end + 1):
