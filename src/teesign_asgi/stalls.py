@@ -13,6 +13,8 @@ A request that has stopped for its time is cut: its task is cancelled, which clo
 That leaves the connection to the client. A server closes it in an orderly way, once everything that it and the kernel
 hold for the client has been taken; which is never. ASGI has no message for this, so `hang_up` finds the sockets among
 those of this process, and resets them. That comes first, as one server (hypercorn on trio) lets nobody cancel `send`.
+A client whose request has stopped is told so first; but some servers (granian) may then wait for the rest of it all the
+same, so its connection is ended, in an orderly way, a second later.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -41,6 +44,9 @@ _SWEEPS: Final = 10
 
 PAUSE: Final = 1.0
 """By how many seconds a sweep must be late to mean that this process was paused, not that its clients have stopped."""
+
+FAREWELL: Final = 1.0
+"""Seconds that a client whose request has stopped gets to read why, until its connection is ended."""
 
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 
@@ -73,6 +79,7 @@ class StallWatch:
         self._taking: Final = taking
         self._period: Final = min(sending, taking) / _SWEEPS
         self._open: Final[set[_Open]] = set()
+        self._told: Final[list[tuple[float, Scope]]] = []  # who was told that its request has stopped, and when
         self._is_sweeping = False
 
     async def run(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
@@ -127,7 +134,7 @@ class StallWatch:
 
     async def _sweep(self) -> None:
         try:
-            while self._open:
+            while self._open or self._told:
                 begun = anyio.current_time()
                 await anyio.sleep(self._period)
                 now = anyio.current_time()
@@ -141,6 +148,12 @@ class StallWatch:
                 for entry in stalled:
                     if entry in self._open:
                         entry.cut()
+                        if entry.stalled == "request":
+                            self._told.append((now, entry.scope))
+                if self._told and now - self._told[0][0] >= FAREWELL:
+                    scopes = [scope for told, scope in self._told if now - told >= FAREWELL]
+                    del self._told[: len(scopes)]
+                    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=False))
         finally:
             self._is_sweeping = False
 
@@ -161,14 +174,15 @@ class StallWatch:
         return entry.stalled is not None
 
 
-def hang_up(scopes: Iterable[Scope]) -> int:
-    """Reset the connections that requests came over, and forget whatever the kernel still holds for them.
+def hang_up(scopes: Iterable[Scope], *, reset: bool = True) -> int:
+    """End the connections that requests came over.
 
     To be called from a thread: it looks at every descriptor of the process.
 
     Args:
         scopes: the requests'. Their `client` must be the socket's own peer, which it is not where a server puts a
             forwarded address there, nor on Unix sockets.
+        reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
 
     Returns:
         How many connections were found. None is where there is no `/proc`; and none of HTTP/2 is looked for, since such
@@ -183,7 +197,9 @@ def hang_up(scopes: Iterable[Scope]) -> int:
     with suppress(OSError):
         for entry in Path("/proc/self/fd").iterdir():
             with suppress(OSError):
-                found += entry.readlink().name.startswith("socket:") and _reset_if_among(int(entry.name), sought)
+                found += entry.readlink().name.startswith("socket:") and _end_if_among(
+                    int(entry.name), sought, reset=reset
+                )
     return found
 
 
@@ -195,8 +211,8 @@ class _Ends(NamedTuple):
     own_port: int
 
 
-def _reset_if_among(descriptor: int, sought: set[_Ends]) -> bool:
-    """Reset a socket if it is one of these."""
+def _end_if_among(descriptor: int, sought: set[_Ends], *, reset: bool) -> bool:
+    """End a socket's connection if it is one of these."""
     # The duplicate cannot become another file while it is looked at, as the original can.
     with socket.socket(fileno=os.dup(descriptor)) as found:
         if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
@@ -204,6 +220,7 @@ def _reset_if_among(descriptor: int, sought: set[_Ends]) -> bool:
         client, client_port, *_ = found.getpeername()
         if _Ends(client, client_port, found.getsockname()[1]) not in sought:
             return False
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if reset:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         found.shutdown(socket.SHUT_RDWR)
         return True
