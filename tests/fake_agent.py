@@ -178,10 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running_agent(path: Path) -> Iterator[FakeAgent]:
+def running_agent(path: Path, kind: type[FakeAgent] = FakeAgent) -> Iterator[FakeAgent]:
     """Run an agent on this socket path until the block is left."""
     path.unlink(missing_ok=True)
-    with FakeAgent(path) as agent:
+    with kind(path) as agent:
         thread = threading.Thread(target=agent.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -8,11 +8,13 @@ misbehaves, and its successors, which find it there, do not.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import random
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -76,6 +78,17 @@ def flood(request: Message) -> None:
     say(answer(request))
 
 
+def ask_agent(request: Message, path: str) -> None:
+    """Answer with the evidence that a process has which listens on this Unix socket."""
+    connection = http.client.HTTPConnection("agent")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    connection.request("POST", "/Evidence", json.dumps({"nonce": request["nonce"]}))
+    item = json.load(connection.getresponse())
+    connection.close()
+    say(answer(request, **item))
+
+
 def others_first(request: Message) -> None:
     """Answer three requests that nobody made before the one that somebody did."""
     for wrong in (request["id"] - 1, request["id"] + 1, 0):
@@ -121,6 +134,7 @@ PECULIARITIES: dict[str, Callable[[Message, str], object]] = {
     "slow": lambda request, _: late(request, random.random() * 0.01),
     "sleeps": lambda request, seconds: late(request, float(seconds)),
     "alone": lambda request, _: alone(request),
+    "asks-agent": ask_agent,
     "large": lambda request, size: say(answer(request, size=int(size))),
     "others-first": lambda request, _: others_first(request),
     "environment": lambda request, _: say(answer(request, arch=os.environ["GPU_ARCH"])),

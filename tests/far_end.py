@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from authorities import INTEL, NOW, NVIDIA, ROOTS
 from backend import Backend, Call, answer
+from fake_agent import FakeAgent
 from servers import TOKEN, Kind, Stack, stack
 
 from teesign import GpuEvidence, Quote, SigningPair
@@ -17,7 +19,17 @@ from teesign.sources import Sources
 from teesign.testing import fixed_pair
 from teesign.verify.policy import Policy
 
-__all__ = ["COLLATERAL", "GenuineGpus", "GenuineQuotes", "clock", "genuine_stack", "pccs", "server_of", "trust"]
+__all__ = [
+    "COLLATERAL",
+    "GenuineAgent",
+    "GenuineGpus",
+    "GenuineQuotes",
+    "clock",
+    "genuine_stack",
+    "pccs",
+    "server_of",
+    "trust",
+]
 
 COLLATERAL = INTEL.collateral()
 
@@ -43,6 +55,20 @@ class GenuineGpus:
 
     async def aclose(self) -> None:
         """Hold nothing."""
+
+
+class GenuineAgent(FakeAgent):
+    """A guest agent on a socket that both authorities stand behind; `fake_worker.py` asks it for evidence."""
+
+    def answer(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to one call."""
+        if call == "/GetQuote":
+            quote = INTEL.quote(bytes.fromhex(body["report_data"]))
+            fields = {"quote": quote.quote.hex(), "event_log": json.dumps(quote.event_log)}
+            return {**fields, "report_data": body["report_data"], "vm_config": ""}
+        if call == "/Evidence":
+            return NVIDIA.item(bytes.fromhex(body["nonce"]))
+        return super().answer(call, body)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The official client through a verifying transport, in all its ways of asking, before a real engine.
 
-`teesign serve` simulates its evidence here, so the policy that accepts it is the unsafe one. The table of changes runs
-before a proxy in this process, whose evidence verifies up to the test's authorities; all its rows, without an engine,
-are in `test_man_in_the_middle`.
+Where `teesign serve` simulates its evidence, the policy that accepts it is the unsafe one. For the table of changes it
+runs as in production, with evidence that verifies up to the test's authorities; all rows, without an engine, are in
+`test_man_in_the_middle`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ import httpx  # noqa: E402
 import httpx2  # noqa: E402
 import openai  # noqa: E402
 from changes import MAIN_CHANGES, Row  # noqa: E402
-from engines import CHAT, TOKEN, running_engine, running_server  # noqa: E402
-from far_end import GenuineGpus, GenuineQuotes, clock, trust  # noqa: E402
+from engines import CHAT, TOKEN, attested_server, running_engine, running_server  # noqa: E402
+from far_end import clock, trust  # noqa: E402
 from mitm import MiddleMan, middle_man  # noqa: E402
-from servers import serve, settings_for  # noqa: E402
 from tiny_engine import END  # noqa: E402
 
 from teesign import VerificationError  # noqa: E402
 from teesign.client import AsyncVerifyingTransport, VerifiedResponse, VerifyingTransport  # noqa: E402
-from teesign.sources import Sources  # noqa: E402
-from teesign.testing import fixed_pair  # noqa: E402
 from teesign.verify.policy import UnsafeSimulatedPolicy  # noqa: E402
-from teesign_asgi import App  # noqa: E402
 
 FAMILIES = [httpx, httpx2]
 ASKED: dict[str, Any] = {"model": "tiny", "messages": CHAT, "max_tokens": 12}
@@ -58,10 +54,8 @@ def proxy(engine: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared_middle(engine: str) -> Iterator[MiddleMan]:
-    """A man in the middle before a proxy whose reports verify."""
-    sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
-    app = App(settings_for(engine, tokens=(TOKEN,)), pair=fixed_pair(), sources=sources)
-    with serve(app, "granian") as port, middle_man(port) as running:
+    """A man in the middle before `teesign serve`, whose reports verify."""
+    with attested_server(engine) as url, middle_man(int(url.rpartition(":")[2])) as running:
         yield running
 
 
