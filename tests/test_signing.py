@@ -14,6 +14,7 @@ from eth_keys.backends.native.main import NativeECCBackend
 from eth_keys.main import KeyAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from teesign import (
     EcdsaSigner,
@@ -56,7 +57,7 @@ def recovered(text: str, signature: str) -> str | None:
 
 
 @given(ECDSA_SECRETS, st.text())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_ecdsa_signatures_recover_with_eth_account(secret: bytes, text: str) -> None:
     """Whatever is signed, eth-account recovers this key's EIP-55 address from the signature."""
     signer = EcdsaSigner(secret)
@@ -66,7 +67,7 @@ def test_ecdsa_signatures_recover_with_eth_account(secret: bytes, text: str) -> 
 
 
 @given(ECDSA_SECRETS, st.text())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_ecdsa_signatures_are_those_of_rfc_6979(secret: bytes, text: str) -> None:
     """The nonce is deterministic: the pure-Python implementation in eth-keys makes the same signature."""
     signature = bytes.fromhex(EcdsaSigner(secret).sign(text).removeprefix("0x"))
@@ -78,7 +79,7 @@ def test_ecdsa_signatures_are_those_of_rfc_6979(secret: bytes, text: str) -> Non
 def test_ecdsa_signatures_are_bit_for_bit_those_of_eth_keys() -> None:
     """Going to libsecp256k1 directly changes nothing: 10,000 texts of any length, and a hundred keys."""
     random = Random(1)
-    for _ in range(100):
+    for _ in range(examples(100)):
         secret = random.randbytes(32)
         signer, key = EcdsaSigner(secret), KeyAPI(CoinCurveECCBackend()).PrivateKey(secret)
         for _ in range(100):
@@ -88,7 +89,7 @@ def test_ecdsa_signatures_are_bit_for_bit_those_of_eth_keys() -> None:
 
 
 @given(ECDSA_SECRETS, st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_ecdsa_signatures_have_a_low_s_and_a_v_of_27_or_28(secret: bytes, text: str) -> None:
     """Strict verifiers refuse the other half of s (EIP-2), and wallets expect the old form of v."""
     signature = EcdsaSigner(secret).sign(text)
@@ -98,7 +99,7 @@ def test_ecdsa_signatures_have_a_low_s_and_a_v_of_27_or_28(secret: bytes, text: 
 
 
 @given(SEEDS, st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_ed25519_signatures_verify_with_cryptography(seed: bytes, text: str) -> None:
     """Whatever is signed, cryptography makes the same signature, accepts it, and derives the same public key."""
     signer, oracle = Ed25519Signer(seed), Ed25519PrivateKey.from_private_bytes(seed)
@@ -361,6 +362,12 @@ def test_the_largest_low_s_is_low() -> None:
             "bad_key",
             "The Ed25519 key has 33 bytes; it must have 32.",
             id="a long Ed25519 key",
+        ),
+        pytest.param(
+            lambda: Identity.from_public_key("ecdsa", bytes(33)),
+            "bad_key",
+            "A public key for ecdsa cannot have 33 bytes.",
+            id="a compressed public key",
         ),
     ],
 )
