@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -30,6 +31,8 @@ Kind = Literal["teesign", "null", "httpcore", "reference"]
 
 START_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 10.0
+_NEVER_GIVEN_AWAY: Final = range(10_000, 32_768)
+"""Ports below those that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`)."""
 _SERVE: Final = [sys.executable, "-m", "benchmarks.serve"]
 _COMMANDS: Final[Mapping[Kind, list[str]]] = {
     "teesign": [sys.executable, "-m", "teesign_asgi", "serve"],
@@ -173,7 +176,9 @@ def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> No
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on which nothing listens; the kernel gives it to nobody else before the server is up."""
+    while True:
+        port = secrets.choice(_NEVER_GIVEN_AWAY)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

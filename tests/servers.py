@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import socket
 import threading
 import time
@@ -44,6 +45,8 @@ MAIN_KINDS: tuple[Kind, ...] = (
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
 STOP_TIMEOUT = 10.0
+NEVER_GIVEN_AWAY = range(10_000, 32_768)
+"""Ports below those that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`)."""
 _NO_HANDLERS: dict[str, Any] = {"loggers": {"_granian": {"handlers": []}, "granian.access": {"handlers": []}}}
 
 Run = Callable[[ASGIApp, socket.socket, "Control"], None]
@@ -142,7 +145,7 @@ def serve(app: ASGIApp, kind: Kind, *, port: int = 0) -> Iterator[int]:
     # With its protocol named, since asyncio turns off the delay of small packets only where it is.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind(("127.0.0.1", port or (free_port() if kind == "granian" else 0)))
     listener.listen(512)
     port = listener.getsockname()[1]
     control = Control()
@@ -174,10 +177,16 @@ def serve(app: ASGIApp, kind: Kind, *, port: int = 0) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on which nothing listens, for whoever opens it later.
+
+    The kernel's choice would be given to the next who asks for any port, perhaps another process of tests, before the
+    server that is meant to have it is up. So it is drawn from below those that the kernel gives away.
+    """
+    while True:
+        port = secrets.choice(NEVER_GIVEN_AWAY)  # not by `random`, which hypothesis seeds
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_for_port(port: int) -> None:
