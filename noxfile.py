@@ -18,6 +18,8 @@ nox.options.sessions = ["tests", "lint", "types", "demo", "engine", "gpu", "java
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OLDEST_MINOR, NEWEST_MINOR = 11, 15
 MINIMUM_COVERAGE = 95
+IN_PARALLEL = ["--numprocesses=4", "--dist=worksteal"]
+"""For all tests: most of them wait, so two cores take four processes. An idle one takes over what others have left."""
 MUTATED = [
     "teesign.exchange.*",
     "teesign.signing.*",
@@ -59,11 +61,11 @@ def dependency_group(name: str) -> tuple[str, ...]:
 
 @nox.session(python=INTERPRETERS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, on asyncio and trio, and measure what they cover."""
+    """Run the tests, on asyncio and trio, and measure what they cover; or some: `nox -s tests -- tests/test_sse.py`."""
     # The smoke run of the benchmarks asks for these, and is done where they are: once is enough.
     install(session, "test", *(("bench", "plot") if session.python == INTERPRETERS[0] else ()))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *(session.posargs or IN_PARALLEL))
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
