@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from backend import json_answer
 from servers import MAIN_KINDS, Kind, Stack, stack
 
-# How long an example takes says something about the machine, not about the code.
-hypothesis.settings.register_profile("teesign", deadline=None)
+# How long an example takes, or the making of one, says something about the machine, not about the code.
+TIMELESS: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("teesign", **TIMELESS)
 # For `nox -s mutation`: that a mutant fails is enough, and whether it does must not depend on chance.
 hypothesis.settings.register_profile(
-    "mutation", deadline=None, derandomize=True, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    "mutation", derandomize=True, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], **TIMELESS
 )
 hypothesis.settings.load_profile("teesign")
 

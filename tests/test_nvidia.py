@@ -96,7 +96,7 @@ def children() -> list[str]:
 
 
 async def gone(pid: int) -> bool:
-    """Wait for a process that is not a child of ours to end."""
+    """Wait for a process to end; whose child it is may have it reaped."""
     for _ in range(500):
         if not running(pid):
             return True
@@ -285,7 +285,7 @@ START_FAILURES = [
 )
 async def test_worker_that_does_not_start_is_told_each_time(command: list[str], code: str, word: str) -> None:
     """Each way of not coming up has its code, within the time limit, the first time and the second."""
-    async with closing(NvidiaWorker(command, start_timeout=1.0)) as source:
+    async with closing(NvidiaWorker(command, start_timeout=2.5)) as source:
         for _ in range(2):
             with pytest.raises(SourceError, match=word) as caught:
                 await source.collect(NONCE)
@@ -320,7 +320,7 @@ async def test_worker_that_died_between_calls_is_replaced_without_an_error() -> 
         pid = source.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await anyio.sleep(0.1)
+        assert await gone(pid)
         assert is_for(await source.collect(NONCE), NONCE)
         assert source.pid != pid
         assert not exists(pid)
@@ -354,7 +354,7 @@ async def test_pause_grows_with_each_failure_and_ends_with_success(tmp_path: Pat
         await source.collect(NONCE)
         assert source.pid is not None
         os.kill(source.pid, signal.SIGKILL)
-        await anyio.sleep(0.1)
+        assert await gone(source.pid)
         began = time.monotonic()
         await source.collect(NONCE)
         assert time.monotonic() - began < SLACK
@@ -377,7 +377,7 @@ async def test_collections_never_overlap_and_keep_their_order() -> None:
 
 
 async def test_event_loop_is_never_blocked() -> None:
-    """While a collection sleeps for half a second, and while large answers arrive, other tasks keep running."""
+    """While a collection sleeps for two seconds, and while large answers arrive, other tasks keep running."""
     longest = 0.0
 
     async def watch() -> None:
@@ -387,7 +387,7 @@ async def test_event_loop_is_never_blocked() -> None:
             await anyio.sleep(0.005)
             longest = max(longest, time.monotonic() - before)
 
-    async with closing(worker("sleeps", 0.5)) as slow, closing(worker("large", 300_000)) as large:
+    async with closing(worker("sleeps", 2)) as slow, closing(worker("large", 300_000)) as large:
         await slow.collect(NONCE)
         await large.collect(NONCE)
         async with anyio.create_task_group() as group:
@@ -396,7 +396,7 @@ async def test_event_loop_is_never_blocked() -> None:
             for _ in range(10):
                 await large.collect(NONCE)
             group.cancel_scope.cancel()
-    assert longest < 0.3
+    assert longest < 1.2  # on a busy machine, where each task waits for its turn
 
 
 async def test_closing_ends_calls_under_way_and_refuses_later_ones() -> None:

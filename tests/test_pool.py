@@ -135,10 +135,10 @@ async def test_a_slow_reader_slows_the_backend(ours: Pool) -> None:
             sent += 100_000
 
     with RawBackend(script) as backend:
-        extensions = {"timeout": {"read": 0.2}}
+        extensions = {"timeout": {"read": 0.8}}
         request = httpcore.Request("GET", backend.url(), headers=[HOST], extensions=extensions)
         response = await ours.handle_async_request(request)
-        await anyio.sleep(0.5)
+        await anyio.sleep(1.2)
         assert sent < 20_000_000
         size = 0
         async for chunk in response.aiter_stream():
@@ -233,12 +233,12 @@ async def test_a_request_that_met_a_closed_connection_goes_over_a_fresh_one(ours
 
 async def test_idle_connections_expire() -> None:
     """After their time, without any request; younger ones stay."""
-    ours = pool(idle_timeout=0.3)
+    ours = pool(idle_timeout=1.2)
     with RawBackend(always) as backend:
         async with anyio.create_task_group() as group:
             group.start_soon(fetch, ours, backend.url())
             group.start_soon(fetch, ours, backend.url())
-        await anyio.sleep(0.2)
+        await anyio.sleep(0.6)
         await fetch(ours, backend.url())
         await until(lambda: repr(ours) == "Pool(1 connections, 1 of them idle)")
         await until(lambda: repr(ours) == "Pool(0 connections, 0 of them idle)")

@@ -172,11 +172,11 @@ async def test_a_slow_response_is_not_silence(upstream: AsyncRequestInterface) -
         served.read()
         for place in range(0, len(OK), 4):
             served.send(OK[place : place + 4])
-            time.sleep(0.05)
+            time.sleep(0.15)
         served.wait_until_gone()
 
     with RawBackend(script) as backend:
-        assert await fetch(upstream, backend.url(), timeout={"read": 0.3}) == (200, b"hello")
+        assert await fetch(upstream, backend.url(), timeout={"read": 1.0}) == (200, b"hello")
 
 
 async def test_a_pause_of_this_process_is_not_silence(upstream: AsyncRequestInterface) -> None:
@@ -184,21 +184,21 @@ async def test_a_pause_of_this_process_is_not_silence(upstream: AsyncRequestInte
 
     def script(served: Served) -> None:
         served.answer(OK[:-5])
-        time.sleep(0.3)
+        time.sleep(0.6)
         served.send(OK[-5:-2])
-        time.sleep(0.8)
+        time.sleep(1.6)
         served.send(OK[-2:])
         served.wait_until_gone()
 
     with RawBackend(script) as backend:
 
         async def pause() -> None:
-            await anyio.sleep(0.1)
-            time.sleep(0.7)  # noqa: ASYNC251 - the pause under test
+            await anyio.sleep(0.2)
+            time.sleep(1.4)  # noqa: ASYNC251 - the pause under test
 
         async with anyio.create_task_group() as group:
             group.start_soon(pause)
-            assert await fetch(upstream, backend.url(), timeout={"read": 0.5}) == (200, b"hello")
+            assert await fetch(upstream, backend.url(), timeout={"read": 1.0}) == (200, b"hello")
 
 
 async def test_a_streamed_body_is_chunked(upstream: AsyncRequestInterface) -> None:

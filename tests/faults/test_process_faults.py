@@ -100,9 +100,9 @@ def test_a_process_that_is_paused(log: Path) -> None:
         teesign_serve(
             log,
             VLLM_BASE_URL=backend.url,
-            VLLM_PROXY_TIMEOUT_SECS="1",
-            CLIENT_BODY_TIMEOUT="1",
-            CLIENT_WRITE_TIMEOUT="1",
+            VLLM_PROXY_TIMEOUT_SECS="2",
+            CLIENT_BODY_TIMEOUT="2",
+            CLIENT_WRITE_TIMEOUT="2",
         ) as process,
     ):
         process.wait_until_ready()
@@ -118,7 +118,7 @@ def test_a_process_that_is_paused(log: Path) -> None:
             try:
                 paused.set()
                 uploading.send(upload[-1_000:])
-                time.sleep(2.3)
+                time.sleep(3.3)
             finally:
                 os.kill(worker, signal.SIGCONT)
             wire.read_until(b"data: [DONE]\n\n")
