@@ -45,7 +45,7 @@ class Process:
 
     def wait_until_ready(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 assert self.client.get("/version").status == 200
@@ -66,7 +66,7 @@ class Process:
 
     def wait(self) -> int:
         """Wait for its end, and return its exit code."""
-        return self._process.wait(20)
+        return self._process.wait(30)
 
     def output(self) -> str:
         """Return everything it has written so far."""
@@ -74,7 +74,7 @@ class Process:
 
     def wait_until_it_says(self, text: str) -> None:
         """Wait until it has written this: log lines come a moment after what they tell of."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while text not in self.output():
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.01)
@@ -117,6 +117,6 @@ def teesign_serve(log: Path, *flags: str, output: int | None = None, **variables
             if process.poll() is None:
                 process.terminate()
             try:
-                process.wait(20)
+                process.wait(30)
             finally:
                 process.kill()

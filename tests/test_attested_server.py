@@ -180,11 +180,11 @@ def test_without_keys_the_server_does_not_start(socket_path: Path, fault: Fault 
     }
     command = [sys.executable, "-m", "teesign_asgi", "serve"]
     if fault is None:
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     else:
         with running_agent(socket_path) as agent:
             agent.fault = fault
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "The signing keys cannot be had from the key service" in ended.stderr
     assert str(socket_path) in ended.stderr
@@ -220,7 +220,7 @@ def test_nothing_is_left_of_a_server_that_ended(socket_path: Path, ending: signa
         family = descendants(process.pid)
         assert len(family) == 2
         process.send_signal(ending)
-        process.wait(10)
+        process.wait(30)
         wait_until(lambda: not any(map(is_running, family)))
 
 
@@ -242,11 +242,11 @@ def is_running(pid: int) -> bool:
     """Tell whether there is such a process, other than one that has ended and waits to be noticed."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may go while one looks
         return False
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
     """Wait for a condition that has no event."""
     deadline = time.monotonic() + seconds
     while not condition():

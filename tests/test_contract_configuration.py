@@ -156,7 +156,7 @@ def run(variables: Mapping[str, str], *flags: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -281,7 +281,7 @@ def test_where_it_listens(log: Path) -> None:
     with teesign_serve(
         log, "--listen-port", str(port), LISTEN_HOST="127.0.0.2", LISTEN_PORT=str(free_port())
     ) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 connection = http.client.HTTPConnection("127.0.0.2", port, timeout=5)

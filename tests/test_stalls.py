@@ -24,7 +24,7 @@ CHAT = "/v1/chat/completions"
 SPEECH = "/v1/audio/transcriptions"
 REQUEST = b'{"stream":true}'
 PIECE = b"data: " + b"x" * 16_000 + b"\n\n"
-SHORT, LONG = 0.5, 1.0
+SHORT, LONG = 1.0, 2.0
 """Seconds in which a client may stop, in tests of those that stop and of those that do not."""
 
 
