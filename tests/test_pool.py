@@ -294,6 +294,25 @@ async def test_an_idle_connection_is_dropped_the_moment_it_is_unusable(
         assert await fetch(ours, backend.url()) == (200, b"hello")
 
 
+async def test_what_waits_on_an_idle_connection_is_nobodys_answer(ours: Pool) -> None:
+    """It came before the next request went out, although nobody has had the time to read it."""
+    finished, sent = threading.Event(), threading.Event()
+
+    def script(served: Served) -> None:
+        served.answer()
+        assert finished.wait(PATIENCE)
+        served.send(b"HTTP/1.1 203 Unasked\r\nContent-Length: 0\r\n\r\n")
+        sent.set()
+        served.wait_until_gone()
+
+    with RawBackend(script, always) as backend:
+        await fetch(ours, backend.url())
+        finished.set()
+        assert sent.wait(PATIENCE)  # and the event loop waits with us
+        assert (await fetch(ours, backend.url()))[0] == 200
+        assert len(backend.served) == 2
+
+
 async def test_a_new_connection_is_traced(ours: Pool) -> None:
     """So that a caller knows whether one was used again."""
     events: list[str] = []

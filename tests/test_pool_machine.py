@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ class Wire(asyncio.Transport):
     """
 
     def __init__(self, loop: ManualLoop, protocol: Connection) -> None:
-        super().__init__()
+        super().__init__({"socket": loop.silent})
         self._loop = loop
         self._protocol = protocol
         self.written = b""
@@ -89,6 +90,8 @@ class ManualLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.now = 1000.0
         self.wires: list[Wire] = []
+        self.silent = socket.socket(type=socket.SOCK_DGRAM)
+        """What all wires pass for: nothing ever waits there, since what is sent is read at once."""
 
     def time(self) -> float:
         """Return the time that was set."""
@@ -101,6 +104,11 @@ class ManualLoop(asyncio.SelectorEventLoop):
         self.wires.append(wire)
         protocol.connection_made(wire)
         return wire, protocol
+
+    def close(self) -> None:
+        """Be done with it."""
+        super().close()
+        self.silent.close()
 
     def settle(self) -> None:
         """Let everything happen that can happen without more bytes or time."""

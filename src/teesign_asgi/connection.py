@@ -21,6 +21,7 @@ whoever reads an answer may rely on the question having been asked.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Final, cast
 
@@ -73,6 +74,14 @@ class Connection(asyncio.BufferedProtocol):
     def is_closed(self) -> bool:
         """Whether it can carry nothing any more."""
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something waits that the event loop has not read yet: while idle, nobody's answer, or the end."""
+        assert self._transport is not None
+        poll = select.poll()  # which `select.select` is not, but for the first 1024 descriptors
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def exchange(
         self,

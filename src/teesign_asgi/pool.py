@@ -185,7 +185,8 @@ class _Idle:
         while self._since:
             connection, since = self._since.popitem()
             # The timer may be late, after this process was paused.
-            if since + self._timeout > asyncio.get_running_loop().time() and not connection.is_closed:
+            is_old = since + self._timeout <= asyncio.get_running_loop().time()
+            if not (is_old or connection.is_closed or connection.has_unread):
                 return connection
             connection.abort()
         return None
