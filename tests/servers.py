@@ -39,9 +39,9 @@ Kind = Literal["granian", "uvicorn", "hypercorn", "hypercorn-trio"]
 
 ALL_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "hypercorn", "hypercorn-trio")
 MAIN_KINDS: tuple[Kind, ...] = (
-    ALL_KINDS if os.environ.get("TEESIGN_TEST_SERVERS") == "all" else ("uvicorn", "hypercorn-trio")
+    ALL_KINDS if os.environ.get("TEESIGN_TEST_SERVERS") == "all" else ("granian", "uvicorn", "hypercorn-trio")
 )
-"""One server on each event loop, for tables that are long; all of them where that is asked for."""
+"""Both servers that are meant for asyncio, and trio; all of them where that is asked for."""
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
 STOP_TIMEOUT = 10.0

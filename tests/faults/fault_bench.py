@@ -35,7 +35,7 @@ import trio
 from backend import Backend, Call, Connection, Script, json_answer
 from fault_proxy import FaultProxy
 from raw_client import PATIENCE, RawResponse, Wire, connect, request_bytes
-from servers import TOKEN, Kind, serve, settings_for
+from servers import MAIN_KINDS, TOKEN, Kind, serve, settings_for
 from wire import Client, assert_signatures, sha256
 
 from teesign import Exchange
@@ -49,8 +49,7 @@ from teesign_asgi.upstream import BackendResponse
 
 __all__ = ["BENCH_KINDS", "CANARY", "CHAT", "Bench", "Case", "bench", "chat_request"]
 
-BENCH_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "hypercorn-trio")
-"""Both servers that are meant for asyncio, and trio."""
+BENCH_KINDS = MAIN_KINDS
 
 CHAT = "/v1/chat/completions"
 CANARY = "canarybird4e7"
