@@ -59,7 +59,6 @@ ROWS: dict[str, Row] = {
     "head stalls": Row(
         "the client stops within its head, or sends it byte by byte for ever",
         (f"{CLIENT}test_a_head_that_never_ends", f"{CLIENT}test_a_slow_head"),
-        "the limit is granian's, and `teesign serve` leaves it as it is; uvicorn has none",
     ),
     "upload stalls": Row(
         "the client stops within its body",
@@ -134,6 +133,8 @@ ROWS: dict[str, Row] = {
         "bytes behind the end: the next client never sees them",
         (
             BACKEND,
+            "faults/test_backend_faults.py::test_a_second_response_later",
+            "test_pool.py::test_what_waits_on_an_idle_connection_is_nobodys_answer",
             "test_pools.py::test_a_connection_is_not_used_again",
             "test_framing.py::test_a_connection_is_reusable",
         ),
@@ -152,7 +153,6 @@ ROWS: dict[str, Row] = {
     "stream beside others": Row(
         "other streams are not affected",
         (f"{CLIENT}test_other_streams_are_not_affected",),
-        "each request has a connection and an exchange of its own: there is nothing shared to take away",
     ),
     "stream of an error": Row("an error event, then [DONE]", (BACKEND,)),
     "stream read slowly": Row(
@@ -228,7 +228,6 @@ ROWS: dict[str, Row] = {
     "descriptors": Row(
         "no more descriptors",
         (f"{PROCESS}test_a_process_without_descriptors",),
-        "granian pauses and goes on; what is ours is an error like any other when connecting",
     ),
     "log pipe": Row(
         "nobody reads the log",
@@ -292,7 +291,13 @@ ROWS: dict[str, Row] = {
         (f"{WIRE}test_a_request_that_could_be_read_as_two", "test_corpora.py::test_requests_fare_as_the_table_says"),
     ),
     "5 second response": Row(
-        "a second response behind the first", (BACKEND, "test_pools.py::test_a_connection_is_not_used_again")
+        "a second response behind the first",
+        (
+            BACKEND,
+            "faults/test_backend_faults.py::test_a_second_response_later",
+            "test_pool.py::test_what_waits_on_an_idle_connection_is_nobodys_answer",
+            "test_pools.py::test_a_connection_is_not_used_again",
+        ),
     ),
     "6 header injection": Row(
         "line ends and NULs in headers; names in Connection; underscores",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import pytest
 from backend import Call, Script, answer, bytewise, chunked, event_stream, head, json_answer
 from fault_bench import BENCH_KINDS, CANARY, CHAT, Bench, Ending, bench, chat_request
 from fault_proxy import CLEAN, Fault
-from raw_client import request_bytes
+from raw_client import PATIENCE, request_bytes
 from servers import TOKEN, Kind
 
 JSON = b"content-type: application/json"
@@ -162,12 +163,6 @@ JSON_BODIES = [
         b'{"id":"y"}',
     ),
     Row(
-        "a second response later",
-        says(head(200, JSON, b"content-length: 2") + b"[]", head(200, JSON, b"content-length: 2") + b"[]"),
-        "signed",
-        b"[]",
-    ),
-    Row(
         "a second response behind the last chunk",
         says(head(200, JSON, CHUNKED) + chunked(b"[]") + head(200, JSON, b"content-length: 2") + b"[]"),
         "signed",
@@ -303,6 +298,29 @@ def test_a_backend_that(running: Bench, row: Row) -> None:
 def test_a_backend_that_falls_silent(impatient: Bench, row: Row) -> None:
     """After the limit the client is told, or its response broken off, and the connection is closed."""
     test_a_backend_that(impatient, row)
+
+
+def test_a_second_response_later(running: Bench) -> None:
+    """What comes over an idle connection is nobody's answer: the next request goes over another connection."""
+    read, sent = threading.Event(), threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, JSON, b"content-length: 2"), b"[]")
+        assert read.wait(PATIENCE)
+        call.send(head(200, JSON, b"content-length: 2") + b"[]")
+        sent.set()
+        call.wait_until_gone()
+
+    with running.case(script) as case:
+        case.exchange(chat_request(), "signed", body=b"[]")
+        before = running.backend.call
+        read.set()
+        assert sent.wait(PATIENCE)
+        running.backend.play(json_answer(b'{"id":"next"}'))
+        case.exchange(chat_request(), "signed", body=b'{"id":"next"}')
+        assert running.backend.call.connection is not before.connection
+        before.wait_until_gone()
 
 
 def test_every_row_has_a_name_of_its_own() -> None:

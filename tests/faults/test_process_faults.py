@@ -132,21 +132,35 @@ def test_a_process_that_is_paused(log: Path) -> None:
 
 def test_a_process_without_descriptors(log: Path) -> None:
     """It takes no more connections for a while, answers those it has, and goes on when there are descriptors again."""
+    go_on = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        assert go_on.wait(10)
+        event_stream(b"data: [DONE]\n\n")(call)
+
     with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process, ExitStack() as crowd:
         process.wait_until_ready()
         backend.play(json_answer(b'{"id":"x"}'))
         assert process.client.post(CHAT, b"{}").status == 200
-        worker = worker_of(process)
-        used = len(list(Path(f"/proc/{worker}/fd").iterdir()))
-        limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 6, limits[1]))
+        descriptors = Path(f"/proc/{worker_of(process)}/fd")
+        limit = max(int(each.name) for each in descriptors.iterdir()) + 7
+        resource.prlimit(worker_of(process), resource.RLIMIT_NOFILE, (limit, limit))
         open_ones = [crowd.enter_context(connect(process.port)) for _ in range(40)]
-        time.sleep(0.3)
-        for wire in open_ones[:2]:
-            wire.send(chat_request(kept=True))
-            assert wire.response().status in (200, 500)  # there may be no descriptor for the backend
-        assert Path(f"/proc/{worker}").exists()
+        deadline = time.monotonic() + 10
+        while len(list(descriptors.iterdir())) < limit:
+            assert time.monotonic() < deadline, "there are descriptors"
+            time.sleep(0.01)
+        backend.play(script)
+        open_ones[0].send(chat_request(kept=True))
+        backend.next_call()  # over the connection that there was
+        open_ones[1].send(chat_request(kept=True))
+        assert open_ones[1].response().status == 500
+        go_on.set()
+        finished = open_ones[0].response()
+        assert (finished.status, finished.whole) == (200, True)
         crowd.close()
+        backend.play(json_answer(b'{"id":"x"}'))
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -157,6 +171,9 @@ def test_a_process_without_descriptors(log: Path) -> None:
                 break
             assert time.monotonic() < deadline, status
         assert process.client.get("/healthz").status == 200
+        metrics = process.client.get("/metrics").body.decode()
+    assert 'teesign_backend_errors_total{kind="connect"} 1.0' in metrics
+    assert "unexpected error" not in log.read_text()
 
 
 # --- disk
