@@ -118,7 +118,9 @@ def test_what_follows_the_terminator_is_dropped(stream: bytes, event_id: str | N
 def test_a_closed_stream_gives_nothing_more() -> None:
     """Once the terminator is out, neither another chunk nor the end of the body adds a byte."""
     scanner = EventStreamScanner()
+    assert scanner.complete is False
     assert scanner.feed(DONE) == DONE
+    assert scanner.complete is True
     assert (scanner.feed(EVENT), scanner.close(), scanner.event_id) == (b"", b"", None)
 
 
@@ -134,6 +136,68 @@ def test_events_pass_at_once() -> None:
     scanner = EventStreamScanner()
     for chunk in (b"data: {", b'"id":"a"}', b"\n\n", b": ping\n", b"data: x\n\n", b"event: y\n"):
         assert scanner.feed(chunk) == chunk
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param([EVENT, EVENT, DONE], id="whole events"),
+        pytest.param([EVENT, b"data: x", b"y\n\n", DONE], id="the rest of a line, and the end of its event"),
+        pytest.param([EVENT, b": x\r", b"data: y\n\n", DONE], id="a line end that LF could have followed"),
+        pytest.param([EVENT, b": x\r", b"data: [DONE\n\n", DONE], id="what is almost the terminator"),
+    ],
+)
+def test_a_chunk_that_ends_an_event_leaves_nothing_open(chunks: list[bytes]) -> None:
+    """Once the id is known, whole events pass without a look at their lines; the next chunk starts an event."""
+    assert read(chunks) == Reading(b"".join(chunks), "a", BLANK_LINE)
+
+
+def test_events_do_not_wait_for_the_terminator_behind_them() -> None:
+    """Of a chunk that holds events and then `[DONE]`, only that is held back."""
+    scanner = EventStreamScanner()
+    assert [scanner.feed(chunk) for chunk in (EVENT, EVENT + DONE[:-1], b"\n")] == [EVENT, EVENT, DONE]
+
+
+CRLF_EVENT = EVENT.replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "searches"),
+    [
+        pytest.param([EVENT * 500], 2, id="the id, and events behind it"),
+        pytest.param([EVENT, EVENT * 500], 2, id="events"),
+        pytest.param([EVENT, CRLF_EVENT * 500], 2, id="events with CRLF"),
+        pytest.param([EVENT, EVENT * 500 + b"data: y"], 3, id="events, and the start of a line"),
+        pytest.param([EVENT, EVENT * 500 + b"data: y\ndata: z"], 4, id="events, a line, and the start of another"),
+        pytest.param([EVENT, CRLF_EVENT * 500 + b"data: y"], 3, id="events with CRLF, and the start of a line"),
+        pytest.param([EVENT, EVENT * 500 + b"data: x[DONE]"], 3, id="events, and the word in the line that follows"),
+        pytest.param(
+            [EVENT, b"data: x[DONE]\n\n" + EVENT * 500 + b"data: x[DONE]"], 5, id="the word, events, and the word again"
+        ),
+    ],
+)
+def test_whole_events_are_not_read_line_by_line(
+    monkeypatch: pytest.MonkeyPatch, chunks: list[bytes], searches: int
+) -> None:
+    """Once the id is known, only lines beside something that looks like a terminator, or at the edges, are split."""
+    searched = []
+
+    class Recording:
+        def search(self, buffer: bytes, position: int) -> re.Match[bytes] | None:
+            searched.append(position)
+            return re.compile(rb"\r\n|\n|\r").search(buffer, position)
+
+    monkeypatch.setattr(sse, "_LINE_END", Recording())
+    scanner = EventStreamScanner()
+    assert b"".join(map(scanner.feed, chunks)) == b"".join(chunks)
+    assert (scanner.event_id, len(searched)) == ("a", searches)
+
+
+def test_a_chunk_that_passes_is_not_copied() -> None:
+    """What is handed on is the chunk itself, before and after the id is known, in the middle of an event or not."""
+    scanner = EventStreamScanner()
+    for chunk in (b": ping ping\n", b"data: {", b'"id":"a"}\n\n', EVENT, b"data: x", EVENT * 100 + b"data: x"):
+        assert scanner.feed(chunk) is chunk
 
 
 def test_a_line_is_held_only_as_long_as_it_may_become_the_terminator() -> None:
@@ -294,6 +358,21 @@ def test_an_event_too_long_to_be_held_ends_no_stream(beyond: int, complete: str)
     stream = b"data: [DONE]\n:" + b"x" * (sse.MAX_HELD - 16 + beyond) + b"\n\n"
     for chunks in ways_to_cut(stream):
         assert read(chunks) == Reading(stream, None, complete)
+
+
+@pytest.mark.parametrize(("beyond", "complete"), [(0, END_OF_BODY), (1, NEVER)])
+def test_an_event_too_long_to_be_held_is_not_the_last_one(beyond: int, complete: str) -> None:
+    """The bound is the same where the body ends in the middle of that event."""
+    stream = b"data: [DONE]\n:" + b"x" * (sse.MAX_HELD - 14 + beyond)
+    for chunks in ways_to_cut(stream):
+        assert read(chunks) == Reading(stream, None, complete)
+
+
+def test_what_has_passed_does_not_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminator is one however much stands before it in the same chunk."""
+    monkeypatch.setattr(sse, "MAX_HELD", 40)
+    chunks = [b": c\n" * 10 + DONE[:-1], b"\n"]
+    assert read(chunks) == Reading(b"".join(chunks), None, BLANK_LINE)
 
 
 @pytest.mark.parametrize(("beyond", "event_id"), [(0, "a"), (1, "b")])

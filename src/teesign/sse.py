@@ -81,7 +81,7 @@ class EventStreamScanner:
         self._in_line = False  # inside a line whose start has been handed out
         self._in_data_line = False
         self._has_data = False  # the event has a data line
-        self._data: list[bytes] = []  # its data, as long as the id is being looked for
+        self._data: list[bytes] = []  # its data, as long as the id is being looked for; empty once it is too long
         self._data_size = 0
 
     def feed(self, chunk: bytes) -> bytes:
@@ -100,10 +100,11 @@ class EventStreamScanner:
             self._start_event()
             self._in_line = self._after_cr = self._lone_cr = False
             return chunk
-        buffer = self._tail + chunk if self._tail else chunk
+        # Neither this sum nor the slices below copy anything where they are the whole chunk.
+        buffer = self._tail + chunk
         safe = self._scan(buffer)
-        self._tail = b"" if self.complete else buffer[safe:]
-        return buffer if safe == len(buffer) else buffer[:safe]
+        self._tail = buffer[safe:]
+        return buffer[:safe]
 
     def close(self) -> bytes:
         """Say that the body has ended where its framing declared, and return what was still held back.
@@ -131,8 +132,8 @@ class EventStreamScanner:
         if self.event_id is None or self._done_pending:
             return position
         # Backwards first, as above: mostly there is none.
-        end = len(buffer) if buffer.rfind(_DONE, position) < 0 else buffer.index(_DONE, position)
-        while (end := buffer.rfind(b"\n", position, end)) >= 0:
+        end = len(buffer) if buffer.rfind(_DONE, position) == -1 else buffer.index(_DONE, position)
+        while (end := buffer.rfind(b"\n", position, end)) != -1:
             if buffer.endswith(_EVENT_ENDS, position, end + 1):
                 self._start_event()
                 self._in_line = self._after_cr = self._lone_cr = False
@@ -233,7 +234,7 @@ class EventStreamScanner:
                 self._data.append(piece)
 
     def _end_event(self) -> None:
-        if self._data and self._data_size <= MAX_EVENT:
+        if self._data:
             document = read_id(b"".join(self._data))
             if document is not None:
                 self.event_id = document.value
