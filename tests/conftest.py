@@ -30,7 +30,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=MAIN_KINDS)
 def server(request: pytest.FixtureRequest) -> Kind:
-    """A server on asyncio, and one on trio."""
+    """Each of the servers that long tables are run under."""
     chosen: Kind = request.param
     return chosen
 

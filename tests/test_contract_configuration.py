@@ -125,10 +125,11 @@ FORWARDED = [
 
 
 @pytest.mark.parametrize(("hops", "values", "same"), FORWARDED)
-def test_trusted_proxies(hops: int, values: list[list[str]], *, same: bool) -> None:
+def test_trusted_proxies(server: Kind, hops: int, values: list[list[str]], *, same: bool) -> None:
     """The client's address is the socket's, or the n-th from the right of X-Forwarded-For, and nothing else counts."""
     clock = _Clock()
-    with stack(parts={"clock": clock}, rate_limit_per_second=1, rate_limit_burst=1, trusted_proxy_hops=hops) as proxy:
+    limits = {"rate_limit_per_second": 1, "rate_limit_burst": 1, "trusted_proxy_hops": hops}
+    with stack(server, parts={"clock": clock}, **limits) as proxy:
         first, second = (
             proxy.client.get("/v1/models", [("X-Forwarded-For", each) for each in value]).status for value in values
         )

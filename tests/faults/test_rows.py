@@ -1,11 +1,15 @@
-"""The table of faults and threats refers to tests that exist, and to protections that were taken away."""
+"""The table of faults and threats refers to tests that exist, to protections that are taken away, and to servers."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from fault_bench import BENCH_KINDS
 from rows import ROWS
 from sabotage import SABOTAGES
 
@@ -36,12 +40,23 @@ def test_every_threat_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_was_seen_to_fail_or_says_why_not(name: str) -> None:
-    """A sabotage for each; one of those tests that a sabotage must fail is among the row's own."""
+def test_a_protection_of_every_row_is_taken_away(name: str) -> None:
+    """By at least one sabotage; one of those tests that a sabotage must fail is among the row's own."""
     sabotages = [sabotage for sabotage in SABOTAGES if name in sabotage.rows]
-    assert bool(sabotages) != bool(ROWS[name].unsabotaged)
+    assert sabotages
     for sabotage in sabotages:
         assert any(test.partition("[")[0] in ROWS[name].tests for test in sabotage.tests), sabotage
+
+
+def test_every_row_is_shown_under_each_server_or_says_why_not() -> None:
+    """As pytest finds its tests, whose parameters name the servers."""
+    files = sorted({test.partition("::")[0] for row in ROWS.values() for test in row.tests})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    found = subprocess.run(command, cwd=TESTS, capture_output=True, check=True, text=True).stdout.split("\n")
+    for name, row in ROWS.items():
+        collected = [line for line in found for test in row.tests if line.startswith(f"tests/{test}[")]
+        shown = {kind for kind in BENCH_KINDS if any(kind in re.split(r"[\[\]]|-(?!trio)", line) for line in collected)}
+        assert (shown == set(BENCH_KINDS)) != bool(row.servers), (name, shown)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.what)
