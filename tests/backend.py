@@ -31,7 +31,7 @@ __all__ = [
     "json_answer",
 ]
 
-PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "10"))
+PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 """Seconds after which a test that waits for something has failed."""
 
 ROOM = 1 << 20

@@ -74,7 +74,7 @@ def running_server(engine: str, command: Sequence[str] = COMMAND, **settings: st
             _wait_for(f"{url}/version", process)
             yield url
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

@@ -34,6 +34,7 @@ class Process:
         pid: its process id.
         port: where it was told to listen.
         client: talks to it.
+        start_time: how many seconds it took to answer, which says how busy the machine is.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -42,6 +43,8 @@ class Process:
         self.pid = process.pid
         self.port = port
         self.client = Client(port, TOKEN)
+        self.start_time = 0.0
+        self._started = time.monotonic()
 
     def wait_until_ready(self) -> None:
         """Wait until it answers."""
@@ -54,6 +57,7 @@ class Process:
                 assert time.monotonic() < deadline, self.output()
                 time.sleep(0.02)
             else:
+                self.start_time = time.monotonic() - self._started
                 return
 
     def send_signal(self, number: signal.Signals) -> None:

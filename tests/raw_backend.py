@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -31,7 +32,7 @@ __all__ = [
     "until",
 ]
 
-PATIENCE = 5.0
+PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 """Seconds after which a test that waits for something has failed."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -174,7 +175,7 @@ async def fetch(
 ) -> tuple[int, bytes]:
     """Send a request and return the status and the whole body."""
     headers = [HOST, *options.pop("headers", ())]
-    extensions = {"timeout": {"connect": 2.0, "read": 2.0, "write": 2.0, **options.pop("timeout", {})}}
+    extensions = {"timeout": {"connect": PATIENCE, "read": PATIENCE, "write": PATIENCE, **options.pop("timeout", {})}}
     request = httpcore.Request(method, url, headers=headers, extensions=extensions, **options)
     response = await upstream.handle_async_request(request)
     try:

@@ -18,7 +18,7 @@ from typing import Literal
 
 __all__ = ["RawResponse", "Wire", "connect", "request_bytes"]
 
-PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "15"))
+PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 """Seconds after which a test that waits for bytes has failed."""
 
 Framing = Literal["none", "length", "chunked", "close"]

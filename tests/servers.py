@@ -44,7 +44,7 @@ MAIN_KINDS: tuple[Kind, ...] = (
 """Both servers that are meant for asyncio, and trio; all of them where that is asked for."""
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
-STOP_TIMEOUT = 10.0
+STOP_TIMEOUT = 30.0
 NEVER_GIVEN_AWAY = range(10_000, 32_768)
 """Ports below those that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`)."""
 _NO_HANDLERS: dict[str, Any] = {"loggers": {"_granian": {"handlers": []}, "granian.access": {"handlers": []}}}

@@ -119,7 +119,7 @@ class Client:
             "client": ("10.0.0.1", 1),
         }
         self.pieces = self.pieces or [b""]
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await self.app(scope, self.receive, self.send)
         return self
 
@@ -442,7 +442,7 @@ async def test_what_the_backend_does_after_the_end_does_not_matter(afterwards: s
     """The client has everything: neither does it wait, nor is anything broken off."""
     rest = httpcore.ReadError() if afterwards == "failure" else anyio.Event()
     body = Body(b"data: [DONE]\n\n", rest)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         asked = await client(app_with(Backend(body, headers=EVENTS)), b"{}").ask("POST", CHAT)
     assert (asked.status, asked.body, asked.whole) == (200, b"data: [DONE]\n\n", True)
     assert body.closed

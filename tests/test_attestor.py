@@ -119,7 +119,7 @@ async def together(*calls: Callable[[], Awaitable[Any]], meanwhile: Callable[[],
     async def run(index: int) -> None:
         results[index] = await calls[index]()
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for index in range(len(calls)):
                 group.start_soon(run, index)
@@ -331,7 +331,7 @@ async def test_a_failed_quote_ends_the_collection_of_evidence() -> None:
         raise SourceError("no agent")
 
     setup.machine.quote = fail  # type: ignore[method-assign,assignment]  # the agent has gone
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         assert await setup.status(NONCE) == 500
     assert setup.machine.collecting == 0
 

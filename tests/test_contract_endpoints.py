@@ -665,7 +665,7 @@ def test_uploads_are_streamed_through(proxy: Stack, path: str, framing: str) -> 
         header = ("Transfer-Encoding", "chunked")
         pieces = [chunks_of(pieces[0], 100).removesuffix(b"0\r\n\r\n"), chunks_of(pieces[1], 100)]
     with proxy.client.open("POST", path, [content_type, header], pieces[0]) as conversation:
-        assert first_arrived.wait(10)
+        assert first_arrived.wait(60)
         conversation.send(pieces[1])
         answered = conversation.answer()
     call = proxy.backend.call

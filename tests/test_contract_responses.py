@@ -182,7 +182,7 @@ def test_the_head_of_a_stream_is_delivered_as_it_comes(kind: Kind, content_type:
     def script(call: Call) -> None:
         call.read_body()
         call.send(head(200, b"content-type: " + content_type.encode(), b"transfer-encoding: chunked"))
-        assert seen.wait(10)
+        assert seen.wait(60)
         call.send(chunked(b"data: [DONE]\n\n"))
 
     with stack(kind) as running:
@@ -200,7 +200,7 @@ def test_events_are_delivered_as_they_come(proxy: Stack) -> None:
     def script(call: Call) -> None:
         call.read_body()
         call.send(head(200, EVENTS, b"transfer-encoding: chunked"), chunked(b'data: {"id":"a"}\n\n', end=False))
-        assert seen.wait(10)
+        assert seen.wait(60)
         call.send(chunked(b"data: [DONE]\n\n"))
 
     proxy.backend.play(script)
@@ -219,7 +219,7 @@ def test_the_terminator_waits_for_the_signature(proxy: Stack, cut: int) -> None:
     def script(call: Call) -> None:
         call.read_body()
         call.send(head(200, EVENTS, b"transfer-encoding: chunked"), chunked(first + rest[:cut] or b"", end=False))
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         call.send(chunked(rest[cut:]))
 
     proxy.backend.play(script)

@@ -61,7 +61,7 @@ def test_while_the_backend_is_silent(running: Stack, path: str) -> None:
     running.backend.play(wait_silently)
     with running.client.stream(path, REQUEST):
         call = running.backend.next_call()
-        assert call.whole.wait(10)
+        assert call.whole.wait(60)
     assert_backend_told(call, time.monotonic())
     assert_goes_on(running)
 
@@ -122,7 +122,7 @@ def test_in_the_middle_of_a_json_answer(running: Stack) -> None:
     running.backend.play(script)
     with running.client.stream(CHAT, REQUEST):
         call = running.backend.next_call()
-        assert call.whole.wait(10)
+        assert call.whole.wait(60)
     assert_backend_told(call, time.monotonic())
     assert_goes_on(running)
 
@@ -144,7 +144,7 @@ def test_in_the_middle_of_an_upload(running: Stack, path: str, framing: str) -> 
     else:
         header, sent = ("Transfer-Encoding", "chunked"), chunks_of(body, 500).removesuffix(b"0\r\n\r\n")
     with running.client.open("POST", path, [content_type, header], sent):
-        assert arrived.wait(10)
+        assert arrived.wait(60)
     left_at = time.monotonic()
     call = running.backend.call
     assert_backend_told(call, left_at)
@@ -196,7 +196,7 @@ def test_a_backend_that_does_not_read_slows_the_client_down(running: Stack) -> N
     go_on = threading.Event()
 
     def script(call: Call) -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         json_answer(b"{}")(call)
 
     running.backend.play(script)

@@ -52,7 +52,7 @@ def server() -> Iterator[str]:
         _wait_for(f"{url}/version", process)
         yield url
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")

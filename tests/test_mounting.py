@@ -159,7 +159,7 @@ def test_the_first_requests_start_the_app_once(server: Kind) -> None:
     with mounted("starlette", server, with_keys(keys)) as running, ThreadPoolExecutor(20) as pool:
         client = below(running)
         asked = [pool.submit(client.post, "/v1/chat/completions", b"{}") for _ in range(20)]
-        assert keys.begun.wait(10)
+        assert keys.begun.wait(60)
         keys.go_on.set()
         for each in asked:
             client.assert_answer_signed(each.result(), b"{}")

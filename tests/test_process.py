@@ -87,7 +87,7 @@ async def test_status_is_known_after_closing() -> None:
     """A process that has ended keeps its status; one that has not is killed."""
     async with running(*PYTHON, "raise SystemExit(5)") as process:
         assert await process.receive() is None
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while not process.exited:  # noqa: ASYNC110 - nothing tells of it but asking
                 await anyio.sleep(0.01)
         assert process.status is None

@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 REQUEST = b'{"stream":true}'
 FIRST, LAST = b'data: {"id":"a"}\n\n', b"data: [DONE]\n\n"
 SOON = 2.5
-"""Seconds that an end at once may take on a busy machine; it takes an eighth of a second on an idle one."""
+"""Seconds that an end at once may take; it takes an eighth of a second on an idle machine."""
 
 
 class Stream:
@@ -90,6 +90,11 @@ def wait_until_refused(port: int) -> None:
         time.sleep(0.02)
 
 
+def soon(process: Process) -> float:
+    """Return how long an end at once may take: on a very busy machine as long as the start, which is far more work."""
+    return max(SOON, process.start_time)
+
+
 def worker_of(process: Process) -> int:
     """Return the process id of the one that serves."""
     (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -105,7 +110,7 @@ def test_an_idle_server_stops_at_once(log: Path) -> None:
             begun = time.monotonic()
             process.terminate()
             assert process.wait() == 0
-        assert time.monotonic() - begun < SOON
+        assert time.monotonic() - begun < soon(process)
 
 
 def test_the_signature_of_the_last_stream_can_be_fetched(log: Path) -> None:
@@ -144,7 +149,7 @@ def test_a_stream_that_does_not_finish_is_cut(log: Path) -> None:
             begun = time.monotonic()
             process.terminate()
             process.wait()
-            assert 1 <= time.monotonic() - begun < 2 + SOON
+            assert 1 <= time.monotonic() - begun < 2 + soon(process)
             assert stream.is_broken()
         backend.call.wait_until_gone()
         assert "open connections are cut off" in process.output()
@@ -177,7 +182,7 @@ def test_a_second_signal_ends_at_once(log: Path) -> None:
             begun = time.monotonic()
             process.terminate()
             process.wait()
-            assert time.monotonic() - begun < SOON
+            assert time.monotonic() - begun < soon(process)
             assert stream.is_broken()
         backend.call.wait_until_gone()
         wait_until_refused(process.port)

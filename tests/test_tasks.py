@@ -72,7 +72,7 @@ async def test_work_is_cancelled_when_the_client_leaves() -> None:
                 await settle()
             seen.append("cleaned up")
 
-    with anyio.fail_after(5), pytest.raises(ClientDisconnectedError):
+    with anyio.fail_after(60), pytest.raises(ClientDisconnectedError):
         await run_while_connected(client.wait_for_disconnect, work)
     assert seen == ["cleaned up"]
     await settle()  # the caller itself is not cancelled
@@ -136,7 +136,7 @@ async def test_cancellation_from_outside_passes_through() -> None:
             seen.append("disconnected")
         seen.append("returned")
 
-    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+    with anyio.fail_after(60), anyio.move_on_after(0.01) as scope:
         await call(anyio.sleep_forever)
     assert scope.cancelled_caught
     await settle()
@@ -186,7 +186,7 @@ async def test_somebody_else_who_cancels_counts_more_than_a_client_that_left() -
         await anyio.lowlevel.checkpoint()
         seen.append("went on")
 
-    with anyio.fail_after(5), anyio.CancelScope() as scope:
+    with anyio.fail_after(60), anyio.CancelScope() as scope:
         await call()
     assert "went on" not in seen
 
@@ -203,7 +203,7 @@ async def test_work_that_is_short_is_not_watched(monkeypatch: pytest.MonkeyPatch
     await run_while_connected(client.wait_for_disconnect, work)
     assert seen == [not on_asyncio()]
     client.leaves.set()
-    with anyio.fail_after(5), pytest.raises(ClientDisconnectedError):
+    with anyio.fail_after(60), pytest.raises(ClientDisconnectedError):
         await run_while_connected(client.wait_for_disconnect, anyio.sleep_forever)
 
 
@@ -220,5 +220,5 @@ async def test_background_work_outlives_the_one_who_started_it() -> None:
         group.cancel_scope.cancel()
         await anyio.lowlevel.checkpoint()
     go.set()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await done.wait()

@@ -180,7 +180,7 @@ async def test_a_cancelled_attestation_is_taken_over(middle: MiddleMan) -> None:
     def hold_first_report(message: Message) -> Message:
         if message.path == REPORT and not begun.is_set():
             begun.set()
-            go_on.wait(10)
+            go_on.wait(60)
         return message
 
     middle.on_response = hold_first_report
@@ -192,7 +192,7 @@ async def test_a_cancelled_attestation_is_taken_over(middle: MiddleMan) -> None:
                 await ask.post(f"{middle.url}{CHAT}", json={})
 
         tasks.start_soon(first)
-        await anyio.to_thread.run_sync(begun.wait, 10)
+        await anyio.to_thread.run_sync(begun.wait, 60)
         scope.cancel()
         response = await ask.post(f"{middle.url}{CHAT}", json={})
         go_on.set()
@@ -401,7 +401,7 @@ def test_events_come_as_they_are_made(server: Stack) -> None:
         call.read_body()
         call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
         call.send(chunked(EVENTS[0], end=False))
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         call.send(chunked(EVENTS[1], DONE))
 
     server.backend.play(script)

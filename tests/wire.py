@@ -23,7 +23,7 @@ from eth_account.messages import encode_defunct
 
 __all__ = ["Answer", "Client", "Conversation", "chunks_of", "multipart"]
 
-TIMEOUT = float(os.environ.get("TEESIGN_TEST_PATIENCE", "15"))
+TIMEOUT = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 
 Headers = Iterable[tuple[str, str | bytes]]
 

@@ -88,7 +88,7 @@ def test_a_process_that_is_paused(log: Path) -> None:
             return
         call.read_body()
         call.send(head(200, EVENTS, CHUNKED), chunked(b'data: {"id":"paused"}\n\n', end=False))
-        assert paused.wait(10)
+        assert paused.wait(60)
         for _ in range(6):
             call.connection.gone.wait(0.3)
             call.send(chunked(b"data: 1\n\n", end=False))
