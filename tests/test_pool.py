@@ -155,6 +155,32 @@ async def test_a_backend_that_takes_nothing_is_given_up(ours: Pool) -> None:
         await fetch(ours, backend.url(), "POST", headers=headers, content=body, timeout={"write": 0.2})
 
 
+async def test_a_pause_of_this_process_is_not_a_backend_that_takes_nothing(ours: Pool) -> None:
+    """What it took while nobody could look counts, although the time limit has passed by then."""
+    body = bytes(20_000_000)
+    headers = [(b"content-length", b"%d" % len(body))]
+
+    def script(served: Served) -> None:
+        served.read()
+        time.sleep(0.3)
+        left = len(body) - len(served.received)
+        while left:
+            left -= len(served.socket.recv(65_536))
+        served.send(OK)
+        served.wait_until_gone()
+
+    with RawBackend(script) as backend:
+
+        async def pause() -> None:
+            await anyio.sleep(0.1)
+            time.sleep(0.7)  # noqa: ASYNC251 - the pause under test
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pause)
+            options = {"headers": headers, "content": body, "timeout": {"write": 0.5}}
+            assert await fetch(ours, backend.url(), "POST", **options) == (200, b"hello")
+
+
 @pytest.mark.parametrize("status", [401, 413])
 async def test_an_early_error_is_delivered(ours: Pool, status: int) -> None:
     """The rest of the body is not sent, whoever gives it is left, and the connection is not kept."""

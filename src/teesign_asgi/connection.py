@@ -184,12 +184,26 @@ class Connection(asyncio.BufferedProtocol):
                     return  # the one who waits for the response is told why
                 self._transport.write(piece)
                 if not self._may_write.is_set():
-                    async with asyncio.timeout(write_timeout):
-                        await self._may_write.wait()
+                    await self._until_taken(write_timeout)
         except TimeoutError:
             self._fail(httpcore.WriteTimeout("The backend takes nothing."))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
             self._fail(error)
+
+    async def _until_taken(self, limit: float | None) -> None:
+        """Wait until the backend takes bytes again; at most so many seconds, not counting those of a pause."""
+        due = None if limit is None else self._loop.time() + limit
+        while not self._may_write.is_set():
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._may_write.wait()
+            except TimeoutError:
+                assert due is not None
+                now = self._loop.time()
+                if now - due > LATE:  # this process was paused, and what was taken meanwhile has not been looked at yet
+                    due = now + LATE
+                elif not self._may_write.is_set():
+                    raise
 
     async def _wait(self) -> None:
         """Wait until something has come or happened; raise what has ended the response before."""
