@@ -127,6 +127,7 @@ OUTSIDE_WORLD = {
 PUBLIC_MODULES = (
     "teesign",
     "teesign.errors",
+    "teesign.nesting",
     "teesign.quote",
     "teesign.verify",
     "teesign.verify.answer",

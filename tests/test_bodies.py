@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import anyio
@@ -58,6 +60,24 @@ def refusal(body: bytes) -> HttpError | None:
     except HttpError as error:
         return error
     return None
+
+
+def test_brackets_do_not_end_the_process() -> None:
+    """Where a library has raised the interpreter's recursion limit, a request must not overflow the stack."""
+    program = """
+import sys
+from teesign_asgi.bodies import check_json_object
+from teesign_asgi.errors import HttpError
+
+sys.setrecursionlimit(1_000_000)
+check_json_object(b'{"deep":' + b"[" * 799 + b"]" * 799 + b"}")
+try:
+    check_json_object(b'{"deep":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}")
+except HttpError as error:
+    print(error.message)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "nested too deeply" in run.stdout
 
 
 @pytest.mark.parametrize(("body", "complaint"), REFUSED, ids=range(len(REFUSED)))

@@ -74,7 +74,7 @@ sys.setrecursionlimit({limit})
 for opening, closing in (b"[]", b'{{}}'):
     document = b'{{"id":"a","deep":' + bytes((opening,)) * 1_000_000 + bytes((closing,)) * 1_000_000 + b"}}"
     print(read_id(document))
-print(read_id(b'{{"id":"a","deep":' + b"[" * 99 + b"]" * 99 + b"}}").value)
+print(read_id(b'{{"id":"a","deep":' + b"[" * 799 + b"]" * 799 + b"}}").value)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["None", "None", "a"]

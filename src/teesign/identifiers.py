@@ -6,12 +6,11 @@ document holds. Bytes that are not UTF-8 inside other strings do not matter here
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 import msgspec
 
-from .nesting import is_too_deep
+from .nesting import may_overflow
 
 __all__ = ["MAX_STORED_ID", "read_id"]
 
@@ -22,9 +21,6 @@ MAX_STORED_ID: Final = 256
 class _WithId(msgspec.Struct):
     id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
-
-_USUAL_LIMIT: Final = 1000
-"""The recursion limit that the interpreter starts with; no stack overflows below it."""
 
 _documents: Final = msgspec.json.Decoder(_WithId)
 _strings: Final = msgspec.json.Decoder(str)
@@ -46,10 +42,9 @@ def read_id(document: bytes | bytearray) -> DocumentId | None:
     """Return what the object's top-level member `id` holds, or None if the document is not a JSON object.
 
     A member that is given twice counts with its last value, as in every common decoder. An object that is nested too
-    deeply counts as none: at most the interpreter's recursion limit, and a hundred levels where somebody has raised it.
+    deeply counts as none: at most the interpreter's recursion limit, and 800 levels where somebody has raised it.
     """
-    # The decoder stops at the interpreter's own limit by itself, and to count levels costs many times what it does.
-    if sys.getrecursionlimit() > _USUAL_LIMIT and is_too_deep(document):
+    if may_overflow(document):
         return None
     try:
         raw = _documents.decode(document).id

@@ -8,12 +8,19 @@ process, even where a decoder only skips them. So what comes from a server or a 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Final
 
-__all__ = ["is_too_deep"]
+__all__ = ["is_too_deep", "may_overflow"]
 
 _MAX_DEPTH: Final = 100
 """Reports have some ten levels."""
+
+_NO_OVERFLOW: Final = 800
+"""So many levels no stack is too small for."""
+
+_USUAL_LIMIT: Final = 1000
+"""The recursion limit that the interpreter starts with; no stack overflows below it."""
 
 _QUOTE: Final = 0x22
 
@@ -22,16 +29,25 @@ _PART: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]+', re.DOTALL)
 anew inside of it would take time that grows with the square of its length."""
 
 
-def is_too_deep(document: bytes | bytearray | str) -> bool:
-    """Tell whether JSON has more than a hundred levels of objects and lists; of other text, whatever comes out."""
+def is_too_deep(document: bytes | bytearray | str, levels: int = _MAX_DEPTH) -> bool:
+    """Tell whether JSON has more levels of objects and lists than that; of other text, whatever comes out."""
     encoded = document.encode("utf-8", "replace") if isinstance(document, str) else document
-    if encoded.count(b"[") + encoded.count(b"{") <= _MAX_DEPTH:
+    if encoded.count(b"[") + encoded.count(b"{") <= levels:
         return False
     depth = 0
     for part in _PART.finditer(encoded):  # one by one: to hold them all takes a hundred times the document's size
         if encoded[part.start()] != _QUOTE:
             for byte in part.group():
                 depth += 1 if byte in b"[{" else -1
-                if depth > _MAX_DEPTH:
+                if depth > levels:
                     return True
     return False
+
+
+def may_overflow(document: bytes | bytearray) -> bool:
+    """Tell whether a decoder may overflow the stack with this JSON.
+
+    It stops by itself at the interpreter's own recursion limit, and to count levels costs many times what decoding
+    does: so they are counted only where somebody has raised that limit.
+    """
+    return sys.getrecursionlimit() > _USUAL_LIMIT and is_too_deep(document, _NO_OVERFLOW)

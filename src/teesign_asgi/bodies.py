@@ -4,8 +4,10 @@ A body is never decoded as a whole: msgspec checks its syntax and skips over eve
 expensive costs no more than one of its size. Where messages have to be told from other objects, for the change, only so
 many are looked at as any conversation has.
 
-A body of ten megabytes still takes up to 50 ms to check, with the event loop waiting. A thread would not help, since
-msgspec keeps the interpreter to itself; so each step over a large body gets a turn of the loop of its own.
+A body of ten megabytes still takes up to 50 ms to check, with the event loop waiting: msgspec keeps the interpreter to
+itself, on whichever thread. So each step over a large body gets a turn of the loop of its own. The check gets a thread
+all the same, for programs that have raised the interpreter's recursion limit: there levels are counted first, which
+takes seconds where there are millions of brackets, and lets others have their turns.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from itertools import count, islice
 from typing import Final
 
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
+
+from teesign.nesting import may_overflow
 
 from .errors import bad_request
 
@@ -33,6 +38,7 @@ MAX_EMPTY_TOOL_CALLS: Final = 4_096
 MAX_OBJECTS: Final = 100_000
 """How many objects a body may have, by its opening braces, for its messages to be looked at."""
 
+_TOO_DEEP: Final = "The request body is not acceptable JSON: it is nested too deeply"
 _UTF8_STEP: Final = 1 << 20
 _EMPTY_TOOL_CALLS: Final = re.compile(rb'"tool_calls"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\]')
 _SPACE: Final = b" \t\r\n"
@@ -67,9 +73,10 @@ async def prepare_json(body: bytes, show: Callable[[bytes], object]) -> bytes:
         HttpError: 400; see `check_json_object`.
     """
     is_large = len(body) >= LARGE
-    check_json_object(body)
     if is_large:
-        await anyio.lowlevel.checkpoint()
+        await anyio.to_thread.run_sync(check_json_object, body)
+    else:
+        check_json_object(body)
     show(body)
     if is_large:
         await anyio.lowlevel.checkpoint()
@@ -84,12 +91,14 @@ def check_json_object(body: bytes) -> None:
     """
     if not body.strip(_SPACE):
         raise bad_request("The request body is empty; it must be a JSON object")
+    if may_overflow(body):
+        raise bad_request(_TOO_DEEP)
     try:
         _objects.decode(body)
     except msgspec.ValidationError as error:
         raise bad_request(f"The request body must be a JSON object: {error}") from None
     except RecursionError:
-        raise bad_request("The request body is not acceptable JSON: it is nested too deeply") from None
+        raise bad_request(_TOO_DEEP) from None
     except msgspec.DecodeError as error:
         raise bad_request(f"The request body is not valid JSON: {error}") from None
     _check_utf8(body)
