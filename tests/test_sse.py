@@ -375,13 +375,13 @@ def test_what_has_passed_does_not_count_as_held(monkeypatch: pytest.MonkeyPatch)
     assert read(chunks) == Reading(b"".join(chunks), None, BLANK_LINE)
 
 
+@pytest.mark.parametrize("before", [b"", b"data: {}\n\n"], ids=["the first event", "the second event"])
 @pytest.mark.parametrize(("beyond", "event_id"), [(0, "a"), (1, "b")])
 def test_an_event_too_long_to_be_searched_has_no_id(
-    monkeypatch: pytest.MonkeyPatch, beyond: int, event_id: str
+    monkeypatch: pytest.MonkeyPatch, before: bytes, beyond: int, event_id: str
 ) -> None:
     """What the search for an id keeps is bounded; a later, shorter event may still have one."""
     monkeypatch.setattr(sse, "MAX_EVENT", 100)
-    stream = b'data: {}\n\ndata: {"id":"a"}'.ljust(len(b"data: {}\n\ndata: ") + 100 + beyond)
-    stream += b'\n\ndata: {"id":"b"}\n\n'
+    stream = before + b'data: {"id":"a"}'.ljust(len(b"data: ") + 100 + beyond) + b'\n\ndata: {"id":"b"}\n\n'
     for chunks in ways_to_cut(stream):
         assert read(chunks) == Reading(stream, event_id, NEVER)
