@@ -263,6 +263,16 @@ def test_text_version_2_names_the_model() -> None:
     assert verify_exchange(REQUEST, b"x", exchange.signed.chat).model == "org/m:1"
 
 
+def test_text_version_2_without_a_model_names_none() -> None:
+    """The name is empty where an embedding program gives none; the colon behind it stays."""
+    exchange = Exchange(fixed_pair(), id_prefix="x", random=counting_random(), text_version="v2")
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    assert exchange.signed.chat.text == f":{sha256(REQUEST).hexdigest()}:{sha256().hexdigest()}"
+
+
 def test_a_response_before_its_head_is_out_of_order() -> None:
     """The refused calls change nothing: the exchange goes on as if they had not been made."""
     exchange = new_exchange()
@@ -369,6 +379,24 @@ def test_the_repr_shows_nothing_of_the_exchange() -> None:
     exchange.start_response(200, JSON)
     exchange.receive_response(b'{"secret')
     assert repr(exchange) == f"Exchange({SIGNATURE_ID}, JSON)"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "length", "state"),
+    [
+        pytest.param(EVENTS, None, "UNSIGNED", id="event stream without a terminator"),
+        pytest.param(AUDIO, 2, "UNSIGNED", id="fewer bytes than declared"),
+        pytest.param(AUDIO, 1, "SIGNED", id="raw"),
+        pytest.param(JSON, None, "SIGNED", id="JSON"),
+    ],
+)
+def test_the_repr_says_how_it_ended(content_type: str, length: int | None, state: str) -> None:
+    """An exchange that is over is signed or unsigned, and nothing else."""
+    exchange = new_exchange()
+    exchange.start_response(200, content_type, content_length=length)
+    exchange.receive_response(b"x")
+    exchange.end_response()
+    assert repr(exchange) == f"Exchange({SIGNATURE_ID}, {state})"
 
 
 SPACE = st.text(alphabet=" \t\r\n", max_size=3).map(str.encode)
