@@ -158,11 +158,11 @@ def sabotage(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Change the code that decides about signatures and redaction in small ways, and see whether the tests notice.
 
-    Takes about an hour on two cores. What has survived is shown by `mutmut show NAME` and `mutmut browse`.
+    Takes about half an hour on two cores. What has survived is shown by `mutmut show NAME` and `mutmut browse`.
     """
     install(session, "test")
     session.install("mutmut>=3.8,<4")
-    session.run("mutmut", "run", "--max-children", "1", *MUTATED, env={"TEESIGN_TEST_FEW_EXAMPLES": "1"})
+    session.run("mutmut", "run", "--max-children", "2", *MUTATED, env={"TEESIGN_TEST_FEW_EXAMPLES": "1"})
     session.run("mutmut", "export-cicd-stats")
     session.run("python", "-c", "import json; print(json.load(open('mutants/mutmut-cicd-stats.json')))")
 

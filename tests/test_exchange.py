@@ -287,15 +287,16 @@ def test_a_response_before_its_head_is_out_of_order() -> None:
     assert exchange.signed == relay([b"abc"], None).signed
 
 
-@pytest.mark.parametrize("status", [200, 404])
-def test_a_request_after_the_head_of_the_response_is_out_of_order(status: int) -> None:
+@pytest.mark.parametrize(("status", "state"), [(200, "RAW"), (404, "UNSIGNED")])
+def test_a_request_after_the_head_of_the_response_is_out_of_order(status: int, state: str) -> None:
     """Neither more of the request nor a second head can change what is being signed."""
+    problem = rf"^This call belongs to the state REQUEST; the exchange is in {state}\.$"
     exchange = new_exchange()
     exchange.receive_request(REQUEST)
     exchange.start_response(status)
-    with pytest.raises(UsageError) as request:
+    with pytest.raises(UsageError, match=problem) as request:
         exchange.receive_request(b"more")
-    with pytest.raises(UsageError) as head:
+    with pytest.raises(UsageError, match=problem) as head:
         exchange.start_response(500)
     assert (request.value.code, head.value.code) == ("out_of_order", "out_of_order")
     exchange.receive_response(b"abc")
