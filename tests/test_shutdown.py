@@ -68,7 +68,10 @@ def streaming(process: Process, backend: Backend) -> Iterator[Stream]:
     backend.play(script)
     with process.client.stream(CHAT, REQUEST) as conversation:
         conversation.read_until(FIRST)
-        yield Stream(conversation, finish)
+        try:
+            yield Stream(conversation, finish)
+        finally:
+            finish.set()
 
 
 def wait_until_not_ready(process: Process) -> None:

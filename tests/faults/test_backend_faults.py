@@ -301,26 +301,22 @@ def test_a_backend_that_falls_silent(impatient: Bench, row: Row) -> None:
 
 
 def test_a_second_response_later(running: Bench) -> None:
-    """What comes over an idle connection is nobody's answer: the next request goes over another connection."""
-    read, sent = threading.Event(), threading.Event()
+    """What comes over an idle connection is nobody's answer: that goes at once, and the next request takes another."""
+    if running.kind == "hypercorn-trio":
+        pytest.skip("httpcore looks at an idle connection when it is asked to use it; see test_pools")
+    read = threading.Event()
 
     def script(call: Call) -> None:
         call.read_body()
         call.send(head(200, JSON, b"content-length: 2"), b"[]")
         assert read.wait(PATIENCE)
         call.send(head(200, JSON, b"content-length: 2") + b"[]")
-        sent.set()
         call.wait_until_gone()
 
     with running.case(script) as case:
         case.exchange(chat_request(), "signed", body=b"[]")
-        before = running.backend.call
         read.set()
-        assert sent.wait(PATIENCE)
-        running.backend.play(json_answer(b'{"id":"next"}'))
-        case.exchange(chat_request(), "signed", body=b'{"id":"next"}')
-        assert running.backend.call.connection is not before.connection
-        before.wait_until_gone()
+        case.gave_up()
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
