@@ -167,7 +167,7 @@ def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> No
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
+        except ConnectionError:  # refused, or reset by a listener that was there to see whether the port is free
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{process.args!r} does not listen:\n{log.read_text()[-2000:]}") from None
             time.sleep(0.005)

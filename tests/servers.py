@@ -194,7 +194,7 @@ def _wait_for_port(port: int) -> None:
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
+        except ConnectionError:  # refused, or reset within its start
             assert time.monotonic() < deadline, "the server does not listen"
             time.sleep(0.005)
         else:
