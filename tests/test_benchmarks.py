@@ -44,7 +44,8 @@ def test_every_row_is_measured(tmp_path: Path) -> None:
     assert {one["row"] for one in comparisons} == ROWS, ran.stderr
     assert all(len(one["samples"]) == 1 for one in comparisons)
     assert "</svg>" in plot.read_text()
-    assert all(one["median"] > 0 for one in comparisons if "peak RSS" not in one["what"])
+    # A single difference may be negative on a busy machine; it is 0 if nothing was measured.
+    assert all(one["median"] != 0 for one in comparisons if "peak RSS" not in one["what"])
 
 
 def test_an_unknown_row_is_named() -> None:
