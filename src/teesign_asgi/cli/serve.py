@@ -129,7 +129,10 @@ def _free_address(host: str, port: int) -> str:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address[:2], family=family).close()
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Bound only: whoever connects to what listens for a moment takes the server for up.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except OSError as error:
         raise click.ClickException(
             f"Cannot listen on {host} port {port}: {error.strerror or error}. "
