@@ -167,7 +167,7 @@ def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> No
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionError:  # refused, or reset by a listener that was there to see whether the port is free
+        except ConnectionRefusedError:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{process.args!r} does not listen:\n{log.read_text()[-2000:]}") from None
             time.sleep(0.005)
@@ -176,9 +176,13 @@ def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> No
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens; the kernel gives it to nobody else before the server is up."""
+    """Return a port on which nothing listens, for whoever opens it later.
+
+    The kernel's choice would be given to the next who asks for any port, perhaps another process of tests, before the
+    server that is meant to have it is up. So it is drawn from below those that the kernel gives away.
+    """
     while True:
-        port = secrets.choice(_NEVER_GIVEN_AWAY)
+        port = secrets.choice(_NEVER_GIVEN_AWAY)  # not by `random`, which hypothesis seeds
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server as Granian
 from wire import Client
 
+from benchmarks.contenders import free_port
 from teesign.testing import fixed_pair
 from teesign_asgi import App, Settings
 from teesign_asgi.types import ASGIApp
@@ -45,8 +45,6 @@ MAIN_KINDS: tuple[Kind, ...] = (
 
 TOKEN, SECOND_TOKEN = "good-token", "second-token"
 STOP_TIMEOUT = 30.0
-NEVER_GIVEN_AWAY = range(10_000, 32_768)
-"""Ports below those that Linux gives to whoever asks for any (`net.ipv4.ip_local_port_range`)."""
 _NO_HANDLERS: dict[str, Any] = {"loggers": {"_granian": {"handlers": []}, "granian.access": {"handlers": []}}}
 
 Run = Callable[[ASGIApp, socket.socket, "Control"], None]
@@ -174,19 +172,6 @@ def serve(app: ASGIApp, kind: Kind, *, port: int = 0) -> Iterator[int]:
     assert not thread.is_alive(), f"{kind} does not stop"
     if control.failure is not None:
         raise control.failure
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens, for whoever opens it later.
-
-    The kernel's choice would be given to the next who asks for any port, perhaps another process of tests, before the
-    server that is meant to have it is up. So it is drawn from below those that the kernel gives away.
-    """
-    while True:
-        port = secrets.choice(NEVER_GIVEN_AWAY)  # not by `random`, which hypothesis seeds
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _wait_for_port(port: int) -> None:
