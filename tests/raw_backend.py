@@ -29,6 +29,7 @@ __all__ = [
     "answers",
     "fetch",
     "in_turn",
+    "pause",
     "until",
 ]
 
@@ -182,6 +183,12 @@ async def fetch(
         return response.status, b"".join([chunk async for chunk in response.aiter_stream()])
     finally:
         await response.aclose()
+
+
+async def pause(after: float, seconds: float) -> None:
+    """Have this process pause, so many seconds from now and for so many: nobody else has a turn meanwhile."""
+    await anyio.sleep(after)
+    time.sleep(seconds)  # noqa: ASYNC251 - the pause under test
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -19,7 +19,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from raw_backend import CHUNKED, HOST, OK, PATIENCE, RawBackend, Served, always, answers, fetch, in_turn, until
+from raw_backend import (
+    CHUNKED,
+    HOST,
+    OK,
+    PATIENCE,
+    RawBackend,
+    Served,
+    always,
+    answers,
+    fetch,
+    in_turn,
+    pause,
+    until,
+)
 
 from teesign_asgi.connection import Connection
 from teesign_asgi.pool import Pool
@@ -170,13 +183,8 @@ async def test_a_pause_of_this_process_is_not_a_backend_that_takes_nothing(ours:
         served.wait_until_gone()
 
     with RawBackend(script) as backend:
-
-        async def pause() -> None:
-            await anyio.sleep(0.1)
-            time.sleep(0.7)  # noqa: ASYNC251 - the pause under test
-
         async with anyio.create_task_group() as group:
-            group.start_soon(pause)
+            group.start_soon(pause, 0.1, 0.7)
             options = {"headers": headers, "content": body, "timeout": {"write": 0.5}}
             assert await fetch(ours, backend.url(), "POST", **options) == (200, b"hello")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 import httpcore
 import pytest
-from raw_backend import CHUNKED, OK, RawBackend, Served, always, answers, fetch, in_turn, until
+from raw_backend import CHUNKED, OK, RawBackend, Served, always, answers, fetch, in_turn, pause, until
 
 from teesign_asgi.framing import BrokenResponseError
 from teesign_asgi.upstream import AsyncRequestInterface, default_pool
@@ -191,13 +191,8 @@ async def test_a_pause_of_this_process_is_not_silence(upstream: AsyncRequestInte
         served.wait_until_gone()
 
     with RawBackend(script) as backend:
-
-        async def pause() -> None:
-            await anyio.sleep(0.2)
-            time.sleep(1.4)  # noqa: ASYNC251 - the pause under test
-
         async with anyio.create_task_group() as group:
-            group.start_soon(pause)
+            group.start_soon(pause, 0.2, 1.4)
             assert await fetch(upstream, backend.url(), timeout={"read": 1.0}) == (200, b"hello")
 
 
