@@ -54,6 +54,12 @@ STREAMS = [
     pytest.param(b"\n\xef\xbb\xbf" + DONE, None, NEVER, id="byte order mark in the second line"),
     pytest.param(b"x\n\xef\xbb\xbf" + DONE, None, NEVER, id="byte order mark behind a line of no meaning"),
     pytest.param(b": ping\n\n" + EVENT + b": ping\n\n" + DONE, "a", BLANK_LINE, id="comments"),
+    *(
+        pytest.param(
+            b'data: {"id":"%b"}\n\n' % name * 2 + DONE, name.decode(), BLANK_LINE, id=f"{name.decode()} in events"
+        )
+        for name in (b"D", b"DO", b"DON", b"NOE", b"DONE", b"[DONE]")
+    ),
     pytest.param(b'event: x\nid: 1\nretry: 5\ndata: {"id":"a"}\n\n' + DONE, "a", BLANK_LINE, id="other fields"),
     pytest.param(b"event: end\ndata: [DONE]\nid: 9\n: bye\n\n", None, BLANK_LINE, id="other fields around [DONE]"),
     pytest.param(b'data: {"id":\ndata:"a"}\n\n' + DONE, "a", BLANK_LINE, id="data in two lines"),

@@ -35,9 +35,13 @@ MAX_HELD: Final = 64 * 1024
 """An event whose `[DONE]` line and what follows it in the same event exceed this, in bytes, ends no stream."""
 
 _DONE: Final = b"[DONE]"
+_LETTERS: Final = (b"D", b"O", b"N", b"E")
 _DONE_LINES: Final = (b"data: [DONE]", b"data:[DONE]")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_FIRST_DONE_LINES: Final = (*_DONE_LINES, *(_BYTE_ORDER_MARK + line for line in _DONE_LINES))
+_BEGINNINGS: Final = frozenset(line[:size] for line in _DONE_LINES for size in range(len(line) + 1))
+_FIRST_BEGINNINGS: Final = _BEGINNINGS.union(
+    (_BYTE_ORDER_MARK + line)[:size] for line in _DONE_LINES for size in range(len(_BYTE_ORDER_MARK + line) + 1)
+)
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _LF: Final = 0x0A
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
@@ -62,6 +66,7 @@ class EventStreamScanner:
         "_in_data_line",
         "_in_line",
         "_lone_cr",
+        "_rare",
         "_scanned",
         "_tail",
         "complete",
@@ -83,6 +88,7 @@ class EventStreamScanner:
         self._has_data = False  # the event has a data line
         self._data: list[bytes] = []  # its data, as long as the id is being looked for; empty once it is too long
         self._data_size = 0
+        self._rare = _LETTERS[0]  # a letter of [DONE] that this stream's events are not full of
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the body and return those that may be forwarded now.
@@ -125,14 +131,16 @@ class EventStreamScanner:
         """Tell whether a chunk that ends an event can be forwarded without looking at its lines."""
         if self.event_id is None or self._tail or not chunk.endswith(_EVENT_ENDS):
             return False
-        return chunk.rfind(_DONE) < 0  # backwards, which CPython does in half the time
+        # Mostly it is nowhere. One byte is looked for ten times as fast as six, and six backwards in half the time.
+        return chunk.find(self._rare) < 0 or chunk.rfind(_DONE) < 0
 
     def _skip(self, buffer: bytes, position: int) -> int:
         """Return up to where nothing can happen: the id is known, and whole events follow that do not hold `[DONE]`."""
         if self.event_id is None or self._done_pending:
             return position
-        # Backwards first, as above: mostly there is none.
-        end = len(buffer) if buffer.rfind(_DONE, position) == -1 else buffer.index(_DONE, position)
+        end = len(buffer)
+        if buffer.find(self._rare, position) >= 0 and buffer.rfind(_DONE, position) >= 0:
+            end = buffer.index(_DONE, position)
         while (end := buffer.rfind(b"\n", position, end)) != -1:
             if buffer.endswith(_EVENT_ENDS, position, end + 1):
                 self._start_event()
@@ -195,11 +203,11 @@ class EventStreamScanner:
             if self._in_data_line:
                 self._collect(text)
             return len(buffer)
-        candidates = _FIRST_DONE_LINES if self._first_line else _DONE_LINES
-        if any(line.startswith(text) for line in candidates):
+        if text in (_FIRST_BEGINNINGS if self._first_line else _BEGINNINGS):
             return start
-        text = self._without_mark(text)
-        self._first_line = False
+        if self._first_line:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
+            self._first_line = False
         self._in_line = True
         self._in_data_line = text.startswith(b"data:")
         if self._in_data_line:
@@ -223,7 +231,8 @@ class EventStreamScanner:
     def _collect_new_line(self, text: bytes) -> None:
         separator = b"\n" if self._has_data else b""
         self._has_data = True
-        self._collect(separator + text[5:].removeprefix(b" "))
+        if self.event_id is None:
+            self._collect(separator + text[5:].removeprefix(b" "))
 
     def _collect(self, piece: bytes) -> None:
         if self.event_id is None:
@@ -235,9 +244,12 @@ class EventStreamScanner:
 
     def _end_event(self) -> None:
         if self._data:
-            document = read_id(b"".join(self._data))
+            data = b"".join(self._data)
+            document = read_id(data)
             if document is not None:
                 self.event_id = document.value
+                # The next events have the same names and ids around their contents.
+                self._rare = next((letter for letter in _LETTERS if letter not in data), self._rare)
         self._start_event()
 
     def _start_event(self) -> None:
