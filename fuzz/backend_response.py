@@ -11,6 +11,7 @@ from teesign_asgi.framing import ResponseParser
 OK = b"HTTP/1.1 200 OK\r\n"
 SEEDS = [
     OK + b"Content-Length: 2\r\n\r\nhi",
+    OK + b"Content-Length: 1\r\n\r\nh\n",
     OK + b"Transfer-Encoding: chunked\r\nA:\r\n\r\n2;x=y\r\nhi\r\n0\r\nB: c\r\n\r\n",
     b"HTTP/1.1 103 Hints\r\n\r\nHTTP/1.0 404 \r\nConnection: keep-alive\r\n\r\nhi",
     b"HTTP/1.1 304 X\r\nContent-Length: 2\r\nConnection: close\r\n\r\n" + OK,

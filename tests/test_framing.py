@@ -172,6 +172,10 @@ REUSABLE: list[tuple[str, bytes, bool]] = [
     ("in HTTP/1.0 when kept", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", True),
     ("not with bytes behind it", OK + b"Content-Length: 0\r\n\r\nx", False),
     ("not with a second response behind it", (OK + b"Content-Length: 0\r\n\r\n") * 2, False),
+    ("behind a body that ends a line", OK + b"Content-Length: 2\r\n\r\nh\n", True),
+    ("not with a line end behind it", OK + b"Content-Length: 1\r\n\r\nh\n", False),
+    ("not with an empty line behind it", OK + b"Content-Length: 0\r\n\r\n\r\n", False),
+    ("not with empty lines behind the last chunk", CHUNKED + b"0\r\n\r\n\r\n\r\n", False),
     ("not with bytes behind the last chunk", CHUNKED + b"0\r\n\r\nHTTP/1.1 200", False),
 ]
 

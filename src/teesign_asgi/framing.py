@@ -34,6 +34,7 @@ MAX_HEAD: Final = 64 * 1024
 MAX_INTERIM: Final = 16
 """How many interim responses may come before the real one."""
 
+_LINE_ENDS: Final = b"\r\n"
 _VERSIONS: Final = ("1.0", "1.1")
 
 
@@ -96,6 +97,15 @@ class ResponseParser:
         Raises:
             BrokenResponseError: if they do not continue a response. Quotes none of them.
         """
+        # llhttp skips line ends between two responses without a word. So a line end that comes last is read by itself:
+        # by then it is known whether the response had ended before it.
+        end = len(data) - 1
+        if end > 0 and data[end] in _LINE_ENDS:
+            self._read(data[:end])
+            data = data[end:]
+        self._read(data)
+
+    def _read(self, data: bytes | memoryview) -> None:
         if self._parser is None:
             self.reusable = False
             return
