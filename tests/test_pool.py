@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 import time
@@ -455,10 +456,15 @@ async def test_another_event_loops_transports_are_taken_as_they_are() -> None:
         def abort(self) -> None:
             closed.append(self)
 
+        def get_extra_info(self, name: str) -> socket.socket:
+            assert name == "socket"
+            return ours
+
     closed: list[Transport] = []
     connection = Connection(memoryview(bytearray(16)), lambda _: None, lambda _: None)
     transport = Transport()
-    connection.connection_made(cast(asyncio.BaseTransport, transport))
+    with socket.socket() as ours:
+        connection.connection_made(cast(asyncio.BaseTransport, transport))
     assert not connection.is_closed
     connection.abort()
     assert closed == [transport]

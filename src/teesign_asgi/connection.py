@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._silence = self._silent_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._poll: Final = select.poll()  # `select.select` knows the first 1024 descriptors only
         self._may_write = asyncio.Event()
         self._may_write.set()
 
@@ -78,10 +79,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def has_unread(self) -> bool:
         """Whether something waits that the event loop has not read yet: while idle, nobody's answer, or the end."""
-        assert self._transport is not None
-        poll = select.poll()  # which `select.select` is not, but for the first 1024 descriptors
-        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     async def exchange(
         self,
@@ -253,6 +251,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
+        self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has
         """Say where to read to."""
