@@ -29,7 +29,8 @@ async def _send(port: int, path: str, content_type: str, body: bytes) -> bool:
         for start in range(0, len(body), _PIECE):
             if not await connection.send(body[start : start + _PIECE]):
                 break
-        await asyncio.wait_for(answer.ended, 120)
+        async with asyncio.timeout(120):
+            await answer.ended
     return answer.status == 200
 
 

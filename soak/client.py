@@ -96,13 +96,15 @@ class Connection(asyncio.Protocol):
             TimeoutError: if it does not.
         """
         answer = self.begin(request)
-        await asyncio.wait_for(answer.ended, TIMEOUT)
+        async with asyncio.timeout(TIMEOUT):  # `wait_for` may lose a cancellation, until Python 3.12
+            await answer.ended
         return answer
 
     async def send(self, data: bytes) -> bool:
         """Send more of a request, as fast as it is taken; return whether the connection still stands."""
         self.transport.write(data)
-        await asyncio.wait_for(self._can_drain.wait(), TIMEOUT)
+        async with asyncio.timeout(TIMEOUT):
+            await self._can_drain.wait()
         return not self.closed.done()
 
     def data_received(self, data: bytes) -> None:

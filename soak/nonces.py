@@ -42,7 +42,8 @@ async def run_nonces(folder: Path, count: int) -> Ledger:
                         await asyncio.wait([answer.ended], timeout=chance.random() * 0.1)
                         ledger.counts["cancelled"] += not answer.whole
                     else:
-                        await asyncio.wait_for(answer.ended, 60)
+                        async with asyncio.timeout(60):
+                            await answer.ended
                 if answer.whole:
                     ledger.counts[f"answered with {answer.status}"] += 1
                     ledger.counts["mixed up"] += answer.status == 200 and not is_over(answer.json(), nonce)

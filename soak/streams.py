@@ -72,10 +72,12 @@ async def run_instant_signatures(folder: Path, count: int) -> Ledger:
                 for number in numbers:
                     body = wished(Wish(number, "stream", events=number % 7))
                     answer = asking.begin(post(CHAT, body))
-                    await asyncio.wait_for(answer.done, 60)
+                    async with asyncio.timeout(60):
+                        await answer.done
                     found = await fetching.ask(get(f"/v1/signature/{answer.headers['x-signature-id']}"))
                     ledger.counts["found"] += found.status == 200
-                    await asyncio.wait_for(answer.ended, 60)
+                    async with asyncio.timeout(60):
+                        await answer.ended
                     signatures.verify(found, answer, body)
 
         await asyncio.gather(*(client() for _ in range(32)))

@@ -35,7 +35,7 @@ import trio
 from backend import Backend, Call, Connection, Script, json_answer
 from fault_proxy import FaultProxy
 from raw_client import PATIENCE, RawResponse, Wire, connect, request_bytes
-from servers import MAIN_KINDS, TOKEN, Kind, serve, settings_for
+from servers import TOKEN, Kind, serve, settings_for
 from wire import Client, assert_signatures, sha256
 
 from teesign import Exchange
@@ -47,9 +47,8 @@ from teesign_asgi.stalls import StallWatch
 from teesign_asgi.types import Message, Receive, Scope, Send
 from teesign_asgi.upstream import BackendResponse
 
-__all__ = ["BENCH_KINDS", "CANARY", "CHAT", "Bench", "Case", "bench", "chat_request"]
+__all__ = ["CANARY", "CHAT", "Bench", "Case", "bench", "chat_request"]
 
-BENCH_KINDS = MAIN_KINDS
 
 CHAT = "/v1/chat/completions"
 CANARY = "canarybird4e7"

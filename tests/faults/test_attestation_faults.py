@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from backend import Backend, event_stream
 from fake_agent import KEY, Fault, running_agent
-from fault_bench import BENCH_KINDS, CHAT
-from servers import TOKEN, Kind, serve, settings_for
+from fault_bench import CHAT
+from servers import MAIN_KINDS, TOKEN, Kind, serve, settings_for
 from test_attested_server import WORKER, is_running, quoted, socket_path, wait_until
 from wire import Client
 
@@ -80,7 +80,7 @@ AGENT_FAULTS = [fault for fault in Fault if fault is not Fault.NONE and fault is
 SLOW_FAULTS = {Fault.HANGS, Fault.TRICKLES}
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_an_agent_that_fails_in_every_way(kind: Kind, socket_path: Path) -> None:
     """One after the other: each report is refused in time, chats go on meanwhile, and the next report is there."""
     with running_agent(socket_path) as agent, attesting(kind, socket_path) as (client, _, backend):
@@ -127,7 +127,7 @@ def test_a_worker_that_fails(kind: Kind, socket_path: Path, tmp_path: Path, faul
         assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_gone_between_reports(kind: Kind, socket_path: Path, end: signal.Signals) -> None:
     """A dead one is replaced without anybody noticing; a stopped one costs one report, and no chat."""
@@ -144,7 +144,7 @@ def test_a_worker_that_is_gone_between_reports(kind: Kind, socket_path: Path, en
         assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_worker_that_floods_its_standard_error(
     kind: Kind, socket_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +156,7 @@ def test_a_worker_that_floods_its_standard_error(
     assert "eeee" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_worker_that_is_late(kind: Kind, socket_path: Path) -> None:
     """Chats do not wait for a report that takes its time."""
     with (
@@ -172,7 +172,7 @@ def test_a_worker_that_is_late(kind: Kind, socket_path: Path) -> None:
 # --- nonces
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_hundred_callers_get_their_own_nonces(kind: Kind, socket_path: Path) -> None:
     """Quote and evidence of one report carry the nonce that was asked for, also while others leave."""
     with running_agent(socket_path), attesting(kind, socket_path, "slow", limit=LONG) as (client, _, __):
@@ -211,7 +211,7 @@ BAD_NONCES: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_bad_nonces(kind: Kind, socket_path: Path) -> None:
     """Each is refused before anything is collected, and none is quoted."""
     with running_agent(socket_path) as agent, attesting(kind, socket_path, limit=LONG) as (client, gpus, _):
@@ -225,7 +225,7 @@ def test_bad_nonces(kind: Kind, socket_path: Path) -> None:
         assert gpus.pid is None
 
 
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_repeated_nonces(kind: Kind, socket_path: Path) -> None:
     """The same nonce again is answered afresh, not from a cache."""
     with running_agent(socket_path) as agent, attesting(kind, socket_path, limit=LONG) as (client, _, __):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import pytest
 from backend import Call, Script, answer, bytewise, chunked, event_stream, head, json_answer
-from fault_bench import BENCH_KINDS, CANARY, CHAT, Bench, Ending, bench, chat_request
+from fault_bench import CANARY, CHAT, Bench, Ending, bench, chat_request
 from fault_proxy import CLEAN, Fault
 from raw_client import PATIENCE, request_bytes
-from servers import TOKEN, Kind
+from servers import MAIN_KINDS, TOKEN, Kind
 
 JSON = b"content-type: application/json"
 EVENTS = b"content-type: text/event-stream"
@@ -26,7 +26,7 @@ SILENCE = 1.0
 """The longest silence that impatient benches stand."""
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench under each server."""
     kind: Kind = request.param
@@ -34,7 +34,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def impatient(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench that does not wait long for its backend, whose connections each carry one request."""
     kind: Kind = request.param
@@ -42,7 +42,7 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def fresh(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench whose backend connections each carry one request, so that a fault of the wire hits the next one."""
     kind: Kind = request.param

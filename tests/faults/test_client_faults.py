@@ -15,12 +15,12 @@ from unittest.mock import Mock
 import pytest
 import servers
 from backend import Call, answer, chunked, event_stream, head, json_answer
-from fault_bench import BENCH_KINDS, CHAT, Bench, bench, chat_request
+from fault_bench import CHAT, Bench, bench, chat_request
 from fault_proxy import Fault, FaultProxy
 from granian.http import HTTP1Settings
 from granian.server.embed import Server as Granian
 from raw_client import connect, request_bytes
-from servers import TOKEN, Kind
+from servers import MAIN_KINDS, TOKEN, Kind
 
 from teesign_asgi.cli import serve
 
@@ -31,7 +31,7 @@ CHUNKED = b"transfer-encoding: chunked"
 SILENCE = 1.0
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench under each server."""
     kind: Kind = request.param

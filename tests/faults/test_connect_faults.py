@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from fault_bench import BENCH_KINDS, CHAT
-from servers import TOKEN, Kind, free_port, serve, settings_for
+from fault_bench import CHAT
+from servers import MAIN_KINDS, TOKEN, Kind, free_port, serve, settings_for
 from wire import Client
 
 from teesign.testing import fixed_pair
@@ -97,7 +97,7 @@ def stack() -> Iterator[ExitStack]:
 @pytest.mark.parametrize(
     "fault", [refused, no_such_name, no_name_server, backlog_full], ids=lambda fault: fault.__name__
 )
-@pytest.mark.parametrize("kind", BENCH_KINDS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_backend_that_cannot_be_reached(kind: Kind, fault: Set, stack: ExitStack, monkeypatch: Any) -> None:
     """The client is told within the limit, on every kind of route; nothing is signed, and the proxy lives."""
     with stack:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from backend import Backend, Call, chunked, event_stream, head, json_answer
-from fault_bench import BENCH_KINDS, CHAT, Bench, bench, chat_request
+from fault_bench import CHAT, Bench, bench, chat_request
 from processes import Process, teesign_serve
 from raw_client import connect, request_bytes
-from servers import TOKEN, Kind
+from servers import MAIN_KINDS, TOKEN, Kind
 from wire import multipart
 
 EVENTS = b"content-type: text/event-stream"
@@ -43,7 +43,7 @@ def worker_of(process: Process) -> int:
 # --- clocks
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench under each server."""
     kind: Kind = request.param

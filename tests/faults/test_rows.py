@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_bench import BENCH_KINDS
 from rows import ROWS
 from sabotage import SABOTAGES
+from servers import MAIN_KINDS
 
 TESTS = Path(__file__).parents[1]
 THREATS = 20
@@ -55,8 +55,8 @@ def test_every_row_is_shown_under_each_server_or_says_why_not() -> None:
     found = subprocess.run(command, cwd=TESTS, capture_output=True, check=True, text=True).stdout.split("\n")
     for name, row in ROWS.items():
         collected = [line for line in found for test in row.tests if line.startswith(f"tests/{test}[")]
-        shown = {kind for kind in BENCH_KINDS if any(kind in re.split(r"[\[\]]|-(?!trio)", line) for line in collected)}
-        assert (shown == set(BENCH_KINDS)) != bool(row.servers), (name, shown)
+        shown = {kind for kind in MAIN_KINDS if any(kind in re.split(r"[\[\]]|-(?!trio)", line) for line in collected)}
+        assert (shown == set(MAIN_KINDS)) != bool(row.servers), (name, shown)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.what)

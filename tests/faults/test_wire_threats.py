@@ -13,15 +13,15 @@ from collections.abc import Iterator
 
 import pytest
 from backend import Call, answer, head, json_answer
-from fault_bench import BENCH_KINDS, CANARY, CHAT, Bench, bench, chat_request
+from fault_bench import CANARY, CHAT, Bench, bench, chat_request
 from raw_client import PATIENCE, RawResponse, Wire, request_bytes
-from servers import TOKEN, Kind
+from servers import MAIN_KINDS, TOKEN, Kind
 
 AUTHORIZATION = b"Authorization: Bearer " + TOKEN.encode()
 JSON = b"content-type: application/json"
 
 
-@pytest.fixture(scope="module", params=BENCH_KINDS)
+@pytest.fixture(scope="module", params=MAIN_KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench under each server."""
     kind: Kind = request.param
