@@ -175,7 +175,13 @@ REUSABLE: list[tuple[str, bytes, bool]] = [
     ("behind a body that ends a line", OK + b"Content-Length: 2\r\n\r\nh\n", True),
     ("not with a line end behind it", OK + b"Content-Length: 1\r\n\r\nh\n", False),
     ("not with an empty line behind it", OK + b"Content-Length: 0\r\n\r\n\r\n", False),
-    ("not with empty lines behind the last chunk", CHUNKED + b"0\r\n\r\n\r\n\r\n", False),
+    ("behind chunks", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", True),
+    ("behind a last chunk with an extension", CHUNKED + b"5\r\nhello\r\n0;a=b\r\n\r\n", True),
+    ("behind trailers", CHUNKED + b"5\r\nhello\r\n0\r\nA: b\r\nC:\r\n\r\n", True),
+    *(
+        (f"not with {behind!r} behind the last chunk", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + behind, False)
+        for behind in (b"\r", b"\n", b"\r\n", b"\n\r\n", b"\r\r\n\r\n", b"\r\n\r\n", b"\n\r\n\r\n")
+    ),
     ("not with bytes behind the last chunk", CHUNKED + b"0\r\n\r\nHTTP/1.1 200", False),
 ]
 

@@ -19,6 +19,7 @@ Whatever the pieces are in which a response arrives, status, headers, body, comp
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import httpcore
@@ -35,6 +36,7 @@ MAX_INTERIM: Final = 16
 """How many interim responses may come before the real one."""
 
 _LINE_ENDS: Final = b"\r\n"
+_END_OF_CHUNKS: Final = re.compile(rb"[^\r\n]\r\n\r\n")
 _VERSIONS: Final = ("1.0", "1.1")
 
 
@@ -63,6 +65,7 @@ class ResponseParser:
         "_ends_with_connection",
         "_head_size",
         "_interim",
+        "_is_chunked",
         "_is_head",
         "_parser",
         "_pieces",
@@ -82,6 +85,7 @@ class ResponseParser:
         self._head_size = 0
         self._interim = 0
         self._ends_with_connection = False
+        self._is_chunked = False
         self._pieces: list[bytes] = []
         self.status = 0
         self.headers: Headers = []
@@ -98,9 +102,15 @@ class ResponseParser:
             BrokenResponseError: if they do not continue a response. Quotes none of them.
         """
         # llhttp skips line ends between two responses without a word. So a line end that comes last is read by itself:
-        # by then it is known whether the response had ended before it.
+        # by then it is known whether the response had ended before it. Every chunk ends in one, and reading twice costs
+        # more than the rest of this: there it is the end of the last chunk that is looked at.
         end = len(data) - 1
         if end > 0 and data[end] in _LINE_ENDS:
+            if self._is_chunked and end >= 4:
+                self._read(data)
+                if self.complete and not _END_OF_CHUNKS.fullmatch(data, end - 4):
+                    self.reusable = False
+                return
             self._read(data[:end])
             data = data[end:]
         self._read(data)
@@ -187,6 +197,7 @@ class ResponseParser:
         self._head_size = 0
         has_body = not self._is_head and status not in (204, 304)
         self._ends_with_connection = has_body and not lengths and not codings
+        self._is_chunked = has_body and bool(codings)
         if self._is_head:
             self._complete()
             # llhttp goes on to look for chunks, and does not tell of the beginning of one: bytes that belong to nobody.
