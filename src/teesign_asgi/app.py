@@ -41,6 +41,7 @@ from .http import Reply, Request
 from .metrics import EndpointMetrics, Metrics
 from .observe import describe_exception, log_event, loggable_path
 from .pool import Pool
+from .randomness import RandomSupply
 from .relay import Outcome, Relay
 from .routes import (
     CATCH_ALL,
@@ -96,6 +97,7 @@ class App:
         self._given_upstream: Final = upstream
         self._clock: Final = clock
         self._random: Final = random
+        self._random_ids: Final = RandomSupply(random)
         self._instance: Final = f"teesign-{random(8).hex()}".encode()
         self.drain: Final = Drain(
             delay=settings.drain_delay, timeout=settings.drain_timeout, linger=settings.drain_linger, clock=clock
@@ -163,7 +165,7 @@ class App:
             Backend(upstream, silence=settings.backend_timeout, clock=self._clock),
             self._pair,
             self._store,
-            random=self._random,
+            random=self._random_ids,
             text_version=settings.signed_text,
             model=settings.model_name,
             trust_request_hash=settings.trust_request_hash,
@@ -229,7 +231,7 @@ class App:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = self._clock()
-        request = Request(scope, receive, self._random, self.settings.trusted_proxy_hops)
+        request = Request(scope, receive, self._random_ids, self.settings.trusted_proxy_hops)
         reply = Reply(send, request.request_id, request.method)
         outcome = Outcome()
         served = self._served[CATCH_ALL.path]
