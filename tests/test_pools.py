@@ -99,6 +99,8 @@ GIVEN_UP: list[tuple[str, bytes]] = [
     ("of HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
     ("with bytes behind the response", OK + b"x"),
     ("with bytes behind the last chunk", CHUNKED + b"5\r\nhello\r\n0\r\n\r\nx"),
+    ("with a line end behind the response", OK + b"\r\n"),
+    ("with a line end behind the last chunk", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n\r\n"),
     ("with a second response behind the first", OK + OTHER),
 ]
 
