@@ -23,6 +23,7 @@ SEEDS = [
     json.dumps({**CHAT, **ONE}).encode(),
     json.dumps({**ONE, **msgspec.to_builtins(PAIR.sign("m:" + TEXT))}).encode(),
     b'{"text":"' + b"\\ud800" * 64 + b'"}',
+    b'{"text":"a","\\ud800":1}',
 ]
 SIGNED_TEXTS = {TEXT, "m:" + TEXT}
 

@@ -120,6 +120,8 @@ def test_ed25519_verifies() -> None:
         pytest.param({}, "bad_signature_answer", id="nothing"),
         pytest.param({"text": 1}, "bad_signature_answer", id="text is a number"),
         pytest.param(FULL | {"signing_algo": "rsa"}, "bad_signature_answer", id="unknown algorithm"),
+        pytest.param(FULL | {"signing_algo": "\ud800"}, "bad_signature_answer", id="half a character for an algorithm"),
+        pytest.param(FULL | {"\ud800": ""}, "bad_signature_answer", id="half a character for a name"),
         pytest.param({"text": FULL["text"]}, "identity_mismatch", id="no signature"),
         pytest.param(FULL | {"text": "x"}, "bad_text", id="no digests"),
         pytest.param(FULL | {"text": signed_text(DIGESTS[1], DIGESTS[1])}, "request_hash_mismatch", id="request"),

@@ -220,6 +220,8 @@ TWIN = NVIDIA.item(NONCE, NVIDIA.gpu, as_pem(mirrored(NVIDIA.gpu.certificate)) +
 DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "no-address": ({key: REPORT[key] for key in REPORT if key != "signing_address"}, "bad_report", "report"),
     "address-is-a-number": (edited(signing_address=1), "bad_report", "report"),
+    "half-a-character-for-a-name": ({**REPORT, "\ud800": ""}, "bad_report", "report"),
+    "half-a-character-for-an-algorithm": (edited(signing_algo="\ud800"), "bad_report", "report"),
     "simulated": (simulated(), "simulated", "report"),
     "address-too-short": (edited(signing_address="0x12"), "bad_address", "key"),
     "another-key": (edited(signing_public_key="11" * 64), "public_key_mismatch", "key"),

@@ -81,7 +81,7 @@ class _Evidence(msgspec.Struct):
 def _read_signature(evidence: _Evidence) -> str:
     try:
         evidence.read = msgspec.convert(evidence.raw, _Signature)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise VerificationError(
             "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
         ) from error

@@ -132,7 +132,7 @@ class _Evidence(msgspec.Struct):
 def _read_report(evidence: _Evidence) -> str:
     try:
         evidence.report = msgspec.convert(evidence.raw, _Report)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise VerificationError(
             "The report lacks a signing address, a nonce or a quote, or they are not text.", code="bad_report"
         ) from error
