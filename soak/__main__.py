@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="times, and numbers of calls, relative to those above")
     parser.add_argument("--folder", type=Path, default=Path("soak-results"), help="where curves and logs go")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # proxy and backend are stopped on the way
     raise_descriptor_limit()
     good = True
     for name in options.figure or ["mixed"]:
