@@ -39,9 +39,7 @@ _LETTERS: Final = (b"D", b"O", b"N", b"E")
 _DONE_LINES: Final = (b"data: [DONE]", b"data:[DONE]")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _BEGINNINGS: Final = frozenset(line[:size] for line in _DONE_LINES for size in range(len(line) + 1))
-_FIRST_BEGINNINGS: Final = _BEGINNINGS.union(
-    (_BYTE_ORDER_MARK + line)[:size] for line in _DONE_LINES for size in range(len(_BYTE_ORDER_MARK + line) + 1)
-)
+_FIRST_BEGINNINGS: Final = _BEGINNINGS.union((b"\xef", b"\xef\xbb"), (_BYTE_ORDER_MARK + text for text in _BEGINNINGS))
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _LF: Final = 0x0A
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
@@ -139,6 +137,7 @@ class EventStreamScanner:
         if self.event_id is None or self._done_pending:
             return position
         end = len(buffer)
+        # One byte first, and six backwards, as above.
         if buffer.find(self._rare, position) >= 0 and buffer.rfind(_DONE, position) >= 0:
             end = buffer.index(_DONE, position)
         while (end := buffer.rfind(b"\n", position, end)) != -1:
@@ -205,9 +204,8 @@ class EventStreamScanner:
             return len(buffer)
         if text in (_FIRST_BEGINNINGS if self._first_line else _BEGINNINGS):
             return start
-        if self._first_line:
-            text = text.removeprefix(_BYTE_ORDER_MARK)
-            self._first_line = False
+        text = self._without_mark(text)
+        self._first_line = False
         self._in_line = True
         self._in_data_line = text.startswith(b"data:")
         if self._in_data_line:
