@@ -159,6 +159,9 @@ DIRTY: dict[str, Callable[[Request], bytes]] = {
 }
 """Whole responses, after which the connection must not be used again."""
 
+FOLLOWED = ("a byte too many", "a second response", "a byte behind the chunks")
+"""Those of them that are clean until another byte comes."""
+
 BROKEN: dict[str, Callable[[Request], bytes]] = {
     "no HTTP": lambda request: b"220 ready " + request.text + b"\r\n",
     "two lengths": lambda request: request.head[:-2] + b"Content-Length: 1\r\n\r\n" + request.text,
@@ -224,10 +227,13 @@ class PoolMachine(RuleBasedStateMachine):
                 self.loop.settle()
         self.loop.settle()
         assert self.over(request).result() == request.text
-        if keeps:
-            assert request.wire.is_open
+        if keeps or (bytewise and how in FOLLOWED):
             self.idle.append((self.loop.now, request.wire))
             del self.idle[: -self.max_idle]
+        if keeps:
+            assert request.wire.is_open
+        elif self.idle and self.idle[-1][1] is request.wire:
+            self.idle.pop()  # it took the oldest one's place for as long as nothing had followed
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), how=st.sampled_from([*BROKEN]))
