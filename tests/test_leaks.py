@@ -29,8 +29,11 @@ responses at debug and which `teesign serve` keeps silent; and the server's acce
 
 
 def canary(name: str) -> str:
-    """Return a text with a plain word and one with an umlaut and a quote, neither of which occurs anywhere else."""
-    return f"{name}canary7d1f {name}k\u00e4fig'9e\""
+    """Return a text with a plain word, one with an umlaut and one with a quote.
+
+    None of them occurs anywhere else, nor does any form of them among random digits: they are too long.
+    """
+    return f"{name}canary7d1f {name}k\u00e4fig'{name}9e\""
 
 
 PROMPT, COMPLETION, UPLOAD, MODEL, BODY_ID = map(canary, ("prompt", "completion", "upload", "model", "bodyid"))
