@@ -1,8 +1,8 @@
-"""How deeply JSON is nested, told without decoding it.
+"""JSON from a server or a stranger: how deeply it is nested, and what decoding it may raise.
 
 Decoders in C trust the interpreter's recursion limit to keep them from overflowing the stack. Some libraries raise that
 limit far beyond what the stack can bear, those for Ethereum among them; then a few kilobytes of brackets end the
-process, even where a decoder only skips them. So what comes from a server or a stranger is looked at first.
+process, even where a decoder only skips them. So levels are counted before, without decoding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ import re
 import sys
 from typing import Final
 
-__all__ = ["is_too_deep", "may_overflow"]
+import msgspec
+
+__all__ = ["UNDECODABLE", "is_too_deep", "may_overflow"]
+
+UNDECODABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeError)
+"""What msgspec raises for JSON that it cannot decode: bad syntax or the wrong types; too many levels; bytes that are no
+UTF-8, or half of a surrogate pair in text."""
 
 _MAX_DEPTH: Final = 100
 """Reports have some ten levels."""

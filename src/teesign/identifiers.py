@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from .nesting import may_overflow
+from .documents import UNDECODABLE, may_overflow
 
 __all__ = ["MAX_STORED_ID", "read_id"]
 
@@ -48,12 +48,12 @@ def read_id(document: bytes | bytearray) -> DocumentId | None:
         return None
     try:
         raw = _documents.decode(document).id
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     if raw is msgspec.UNSET:
         return DocumentId(present=False, value=None)
     try:
         value = _strings.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return DocumentId(present=True, value=None)
     return DocumentId(present=True, value=value or None)

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from .documents import UNDECODABLE, is_too_deep
 from .errors import MalformedError
 from .hexadecimal import unhex
-from .nesting import is_too_deep
 
 __all__ = [
     "DEBUG_ATTRIBUTE",
@@ -192,7 +192,7 @@ def parse_event_log(event_log: str | bytes | Sequence[Any]) -> list[Event]:
         if is_too_deep(event_log):
             raise MalformedError("The event log is nested too deeply.", code="bad_event_log")
         return msgspec.json.decode(event_log, type=_events)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except UNDECODABLE as error:
         raise MalformedError(
             "The event log is not a JSON list of events with imr, event_type and digest.", code="bad_event_log"
         ) from error

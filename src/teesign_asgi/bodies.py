@@ -23,7 +23,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from teesign.nesting import may_overflow
+from teesign.documents import may_overflow
 
 from .errors import bad_request
 

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
+from teesign.documents import UNDECODABLE
+
 __all__ = ["backend_error_fields", "describe_exception", "log_event"]
 
 logger: Final = logging.getLogger("teesign_asgi")
@@ -144,12 +146,12 @@ _strings: Final = msgspec.json.Decoder(str)
 def _members(text: bytes | msgspec.Raw) -> _ErrorBody | None:
     try:
         return _error_bodies.decode(text)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
 
 
 def _string(text: msgspec.Raw | msgspec.UnsetType) -> str | None:
     try:
         return None if text is msgspec.UNSET else _strings.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None

@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import dcap_qvl
 import msgspec
 
+from ..documents import UNDECODABLE, is_too_deep
 from ..errors import FetchError, UsageError, VerificationError
 from ..hexadecimal import unhex
-from ..nesting import is_too_deep
 from .flow import Answer, Flow, Question
 
 __all__ = ["INTEL_PCS", "fetch_collateral", "parse_collateral"]
@@ -53,7 +53,7 @@ def parse_collateral(text: str | bytes) -> dict[str, Any]:
             raise RecursionError  # as the decoder would, with luck
         decoded = msgspec.json.decode(text, type=dict[str, Any])
         msgspec.convert(decoded, _Collateral)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except UNDECODABLE as error:
         raise UsageError("The collateral is not what dcap-qvl writes as JSON.", code="bad_collateral") from error
     return decoded
 
@@ -132,7 +132,7 @@ def _signed(answer: Answer, name: str) -> tuple[str, str]:
             raise RecursionError  # as the decoder would, with luck
         members = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
         return bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
-    except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError) as error:
+    except (*UNDECODABLE, KeyError) as error:
         raise FetchError(f"{_WHAT} is not the JSON that it should be.", code="bad_answer") from error
 
 

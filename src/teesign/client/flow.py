@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..documents import UNDECODABLE, is_too_deep
 from ..errors import FetchError, VerificationError
-from ..nesting import is_too_deep
 
 __all__ = ["MAX_ANSWER", "Answer", "Flow", "Question", "decode_object", "host_of", "other_tls_key", "run", "run_async"]
 
@@ -145,6 +145,6 @@ def decode_object(what: str, body: bytes) -> dict[str, Any]:
         )
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+    except UNDECODABLE:
         # Not chained: the decoder's message may quote the answer.
         raise FetchError(f"Asked for {what}, the server sent no JSON object.", code="bad_answer") from None

@@ -21,6 +21,7 @@ import anyio.to_thread
 import msgspec
 
 from ..attestation import Quote
+from ..documents import UNDECODABLE
 from ..errors import MalformedError, SourceError, UsageError
 from ..hexadecimal import unhex
 from ..quote import parse_quote
@@ -230,5 +231,5 @@ def _decoded_events(event_log: str) -> list[dict[str, Any]] | None:
     """Return the decoded event log, or None if it is not a list of objects. No log at all is an empty one."""
     try:
         return msgspec.json.decode(event_log or "[]", type=list[dict[str, Any]])
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+    except UNDECODABLE:
         return None

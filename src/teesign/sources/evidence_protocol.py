@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from ..documents import UNDECODABLE
+
 __all__ = ["PROTOCOL", "Answer", "Greeting", "Item", "class_names", "decoded", "decoded_base64", "request"]
 
 PROTOCOL: Final = 1
@@ -80,7 +82,7 @@ def decoded(line: bytes, kind: type[_Message]) -> _Message | None:
     """Return the message that the line holds, or None if it holds none of this kind."""
     try:
         return msgspec.json.decode(line, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+    except UNDECODABLE:
         return None
 
 

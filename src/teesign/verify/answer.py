@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from ..documents import UNDECODABLE
 from ..errors import VerificationError
 from ..signing import SigningAlgorithm, verify_ecdsa, verify_ed25519
 from .exchange import compare_digests, parse_signed_text
@@ -81,7 +82,7 @@ class _Evidence(msgspec.Struct):
 def _read_signature(evidence: _Evidence) -> str:
     try:
         evidence.read = msgspec.convert(evidence.raw, _Signature)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except UNDECODABLE as error:
         raise VerificationError(
             "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
         ) from error

@@ -20,9 +20,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from ..documents import is_too_deep
 from ..errors import MalformedError, UsageError, VerificationError
 from ..hexadecimal import unhex
-from ..nesting import is_too_deep
 from .answer import VerifiedAnswer, verify_answer
 from .policy import Policy, parse_policy, policy_members
 from .report import TrustedRoots, VerifiedReport, verify_report

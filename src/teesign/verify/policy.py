@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ..documents import UNDECODABLE
 from ..errors import UsageError
 from ..hexadecimal import unhex
 
@@ -91,7 +92,7 @@ def parse_policy(text: str | bytes) -> Policy:
         fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         kind = _KINDS[fields.pop("policy", "Policy")]
         return msgspec.convert(fields, kind)
-    except (msgspec.MsgspecError, KeyError, TypeError, RecursionError, UnicodeError) as error:
+    except (*UNDECODABLE, KeyError, TypeError) as error:
         raise UsageError(
             f"The policy is not a JSON object with known members, or `policy` is not one of {', '.join(_KINDS)}.",
             code="bad_policy",

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ..attestation import report_data
+from ..documents import UNDECODABLE, is_too_deep
 from ..errors import MalformedError, VerificationError
 from ..hexadecimal import unhex
-from ..nesting import is_too_deep
 from ..quote import Event, TdxQuote, compose_hash, event_digest, parse_event_log, parse_quote, replay_event_log
 from ..signing import Identity, SigningAlgorithm, checksum_address
 from .gpu import NVIDIA_DEVICE_ROOT_SHA256, VerifiedGpu, verify_gpu_evidence
@@ -132,7 +132,7 @@ class _Evidence(msgspec.Struct):
 def _read_report(evidence: _Evidence) -> str:
     try:
         evidence.report = msgspec.convert(evidence.raw, _Report)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except UNDECODABLE as error:
         raise VerificationError(
             "The report lacks a signing address, a nonce or a quote, or they are not text.", code="bad_report"
         ) from error
@@ -227,7 +227,7 @@ def _check_gpus(evidence: _Evidence) -> str:
         raise MalformedError("The GPU evidence is nested too deeply.", code="gpu_bad_evidence")
     try:
         payload = msgspec.json.decode(stated, type=_GpuPayload)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except UNDECODABLE as error:
         raise MalformedError("The GPU evidence is not the JSON that it should be.", code="gpu_bad_evidence") from error
     if not payload.evidence_list:
         if evidence.policy.require_gpus:
