@@ -140,11 +140,16 @@ def corpora(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz each parser for a minute, or with libFuzzer's options of your own: `nox -s fuzz -- -max_total_time=3600`."""
+    """Fuzz each parser for a minute; or some, with libFuzzer's options: `nox -s fuzz -- quote -max_total_time=3600`.
+
+    What was found worth keeping is in `.fuzz`, and the next run goes on from there.
+    """
     install(session)
     session.install("atheris>=2.3")
-    for target in sorted(path.stem for path in Path("fuzz").glob("*.py") if path.stem != "run"):
-        session.run("python", "fuzz/run.py", target, *(session.posargs or ["-max_total_time=60"]))
+    options = [argument for argument in session.posargs if argument.startswith("-")]
+    named = [argument for argument in session.posargs if not argument.startswith("-")]
+    for target in named or sorted(path.stem for path in Path("fuzz").glob("*.py") if path.stem != "run"):
+        session.run("python", "fuzz/run.py", target, *(options or ["-max_total_time=60"]))
 
 
 @nox.session
