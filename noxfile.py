@@ -5,6 +5,7 @@ Sessions install teesign as a user would, from the built wheel, so that what is 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,6 +60,16 @@ def dependency_group(name: str) -> tuple[str, ...]:
     return tuple(nox.project.dependency_groups(PYPROJECT, name))
 
 
+def oldest_dependencies() -> list[str]:
+    """Return the lower bound of each dependency, but for those that are not for the proxy's own environment."""
+    project = PYPROJECT["project"]
+    named = [*project["dependencies"]]
+    for extra, requirements in project["optional-dependencies"].items():
+        named += requirements if extra != "gpu" else []
+    found = [re.match(r"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?>=(?P<version>[0-9.]+)", each) for each in named]
+    return [f"{match['name']}=={match['version']}" for match in found if match]
+
+
 @nox.session(python=INTERPRETERS)
 def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio, and measure what they cover; or some: `nox -s tests -- tests/test_sse.py`."""
@@ -69,6 +80,15 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest version of each dependency that pyproject.toml allows."""
+    install(session, "test")
+    # Afterwards, since what the tests bring asks for newer ones here and there.
+    session.install(*oldest_dependencies())
+    session.run("pytest", *(session.posargs or IN_PARALLEL))
 
 
 @nox.session

@@ -37,6 +37,7 @@ from .errors import (
 from .failures import answer_failure
 from .guards import BearerCheck, RateLimiter
 from .handlers import Handler, Handlers
+from .hosts import check_server
 from .http import Reply, Request
 from .metrics import EndpointMetrics, Metrics
 from .observe import describe_exception, log_event, loggable_path
@@ -145,7 +146,7 @@ class App:
         """Get the keys and the sources ready. Does nothing the second time.
 
         Raises:
-            StartError: if the keys cannot be had. The app can be started again.
+            StartError: if the keys cannot be had, or the server cannot be relied upon. The app can be started again.
         """
         if self._starting is None:
             self._starting = anyio.Lock()
@@ -154,6 +155,7 @@ class App:
                 await self._start()
 
     async def _start(self) -> None:
+        check_server()
         settings = self.settings
         self._sources = self._given_sources or default_sources(settings)
         if self._pair is None:

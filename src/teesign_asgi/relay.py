@@ -11,7 +11,8 @@ Theory of operation. A relay runs through these steps, and only forward:
 From the end of the client's body until the last byte has been handed over, a watcher waits for the client to go away;
 when it does, everything is cancelled, the backend's connection is closed, and nothing is signed. What breaks before the
 response has started becomes an error for the client. What breaks afterwards ends the ASGI call without the last body
-message, which every server turns into a broken connection: a response that is not whole must never look whole.
+message, which servers turn into a broken connection (`hosts` refuses those that do not): a response that is not whole
+must never look whole.
 """
 
 from __future__ import annotations

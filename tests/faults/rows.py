@@ -153,6 +153,7 @@ ROWS: dict[str, Row] = {
             FLIPPED,
             f"{RESPONSES}test_a_stream_that_breaks_off",
             f"{RESPONSES}test_a_stream_without_a_terminator",
+            "test_hosts.py::test_a_server_that_ends_what_broke_off_is_refused",
         ),
     ),
     "stream beside others": Row(
