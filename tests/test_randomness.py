@@ -46,14 +46,14 @@ def test_many_ids_take_one_fetch() -> None:
     assert len(fetches) == 1
 
 
-FORKED = """
+FORKED = r"""
 import os, secrets
 from teesign_asgi.randomness import RandomSupply
 
 supply = RandomSupply(secrets.token_bytes)
 supply(16)
 child = os.fork()
-print(supply(16).hex(), flush=True)
+os.write(1, supply(16).hex().encode() + b"\n")  # whole, whoever else writes
 if child:
     os.waitpid(child, 0)
 """
