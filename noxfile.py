@@ -92,6 +92,14 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session
+def uvloop(session: nox.Session) -> None:
+    """Run the tests with granian on uvloop, which `teesign serve` uses where it is installed."""
+    install(session, "test")
+    session.install("uvloop")
+    session.run("pytest", *(session.posargs or IN_PARALLEL))
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.install(*dependency_group("lint"))

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 import hypercorn.asyncio
@@ -126,7 +128,14 @@ def _run_granian(app: ASGIApp, listener: socket.socket, control: Control) -> Non
         control.can_stop(lambda: cast(None, loop.call_soon_threadsafe(server.stop)))
         await server.serve()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(main())
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that granian chooses when it runs by itself: uvloop where it is installed."""
+    module = import_module("uvloop") if find_spec("uvloop") else asyncio
+    return cast(asyncio.AbstractEventLoop, module.new_event_loop())
 
 
 _RUN: Mapping[Kind, Run] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version
 from typing import Final
 
 from .errors import StartError
@@ -29,11 +28,10 @@ def check_server() -> None:
         StartError: if there is one that does not.
     """
     for name, first_good in _FIRST_GOOD.items():
-        if name in sys.modules:
-            installed = version(name)
-            if tuple(map(int, re.findall(r"\d+", installed)[:3])) < first_good:
-                needed = ".".join(map(str, first_good))
-                raise StartError(
-                    f"{name} {installed} ends responses that broke off as if they were whole. "
-                    f"Install {name} {needed} or newer."
-                )
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None and tuple(map(int, re.findall(r"\d+", version)[:3])) < first_good:
+            needed = ".".join(map(str, first_good))
+            raise StartError(
+                f"{name} {version} ends responses that broke off as if they were whole. "
+                f"Install {name} {needed} or newer."
+            )
