@@ -107,13 +107,8 @@ WORKER_FAULTS = """
 
 
 # What differs between servers is how a report is asked for, not how a worker fails: the others are tried with one each.
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        *(("uvicorn", fault) for fault in WORKER_FAULTS),
-        *((kind, fault) for kind in ("granian", "hypercorn-trio") for fault in ("killed", "stopped", "garbage")),
-    ],
-)
+@pytest.mark.parametrize("fault", WORKER_FAULTS)
+@pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_worker_that_fails(kind: Kind, socket_path: Path, tmp_path: Path, fault: str) -> None:
     """The report is refused in time, chats go on meanwhile, and the next report comes from a worker that is well."""
     once = str(tmp_path / "once")
