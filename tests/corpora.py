@@ -35,7 +35,7 @@ from teesign_asgi.types import ASGIApp, Receive, Scope, Send
 __all__ = ["TABLE", "Case", "Outcome", "Row", "outcome_at", "read_cases", "read_table", "response_outcome", "running"]
 
 TABLE = Path(__file__).with_suffix(".txt")
-SERVERS: tuple[Kind, ...] = ("granian", "uvicorn")
+SERVERS: tuple[Kind, ...] = ("granian", "uvicorn", "uvicorn-h11")
 PROBES = 3
 """How many other requests have to be answered while nothing changes for a case."""
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, cast
@@ -37,9 +38,9 @@ from teesign_asgi.types import ASGIApp
 
 __all__ = ["ALL_KINDS", "MAIN_KINDS", "SECOND_TOKEN", "TOKEN", "Kind", "Stack", "free_port", "serve", "stack"]
 
-Kind = Literal["granian", "uvicorn", "hypercorn", "hypercorn-trio"]
+Kind = Literal["granian", "uvicorn", "uvicorn-h11", "hypercorn", "hypercorn-trio"]
 
-ALL_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "hypercorn", "hypercorn-trio")
+ALL_KINDS: tuple[Kind, ...] = ("granian", "uvicorn", "uvicorn-h11", "hypercorn", "hypercorn-trio")
 MAIN_KINDS: tuple[Kind, ...] = (
     ALL_KINDS if os.environ.get("TEESIGN_TEST_SERVERS") == "all" else ("granian", "uvicorn", "hypercorn-trio")
 )
@@ -66,11 +67,13 @@ class Control:
         self.ready.set()
 
 
-def _run_uvicorn(app: ASGIApp, listener: socket.socket, control: Control) -> None:
+def _run_uvicorn(
+    app: ASGIApp, listener: socket.socket, control: Control, parser: Literal["httptools", "h11"] = "httptools"
+) -> None:
     config = uvicorn.Config(
         cast(Any, app),
         log_config=None,
-        http="h11",
+        http=parser,  # it chooses httptools where that is installed, and teesign brings it
         ws="none",
         loop="asyncio",
         proxy_headers=False,  # it would put X-Forwarded-For in the place of the peer's address
@@ -141,6 +144,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 _RUN: Mapping[Kind, Run] = {
     "granian": _run_granian,
     "uvicorn": _run_uvicorn,
+    "uvicorn-h11": partial(_run_uvicorn, parser="h11"),
     "hypercorn": _run_hypercorn,
     "hypercorn-trio": _run_hypercorn_on_trio,
 }

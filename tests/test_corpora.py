@@ -52,7 +52,7 @@ ACCEPTED = {
     "chunks override a length (RFC 9112 section 6.3), and the backend gets one framing": """
         gunicorn/invalid/rfc9112_smuggle_cl_te_chunked_01
     """,
-    "h11 answers a version that it does not speak in its own": "gunicorn/invalid/version_02",
+    "uvicorn answers a version that it does not speak in its own": "gunicorn/invalid/version_02",
     "the first request is good, and the connection is closed after it": """
         llhttp/request/connection#3 llhttp/request/connection#4 llhttp/request/lenient-headers#2
     """,
@@ -63,16 +63,22 @@ ACCEPTED = {
 }
 """Why requests of these cases may reach the backend although their authors call them malformed."""
 
+NOT_ANSWERED = {("llhttp/request/lenient-headers#2", "uvicorn")}
+"""Where a good request gets through whose answer the client does not get: what follows it, in the same read, is
+malformed, and uvicorn with httptools answers that and closes."""
+
 
 def test_the_table_holds_nothing_smuggled_and_nothing_that_is_our_fault() -> None:
     """For every row: no 5xx, and no more whole requests at the backend than were answered with 2xx."""
     for row in read_table().values():
-        for outcome in row.outcomes if "/request/" in row.name or row.name.startswith("gunicorn/") else ():
+        is_request = "/request/" in row.name or row.name.startswith("gunicorn/")
+        for kind, outcome in zip(SERVERS, row.outcomes, strict=True) if is_request else ():
             found = OUTCOME.fullmatch(outcome)
             assert found, row
             answers = found["answers"].split("+")
             assert "5xx" not in answers, row
-            assert int(found["backend"]) <= answers.count("2xx"), row
+            unanswered = int(found["backend"]) > answers.count("2xx")
+            assert unanswered == ((row.name, kind) in NOT_ANSWERED), row
 
 
 def test_each_malformed_request_that_gets_through_has_a_reason() -> None:
@@ -104,7 +110,7 @@ def test_the_table_has_a_row_for_each_case() -> None:
 @downloaded
 @pytest.mark.parametrize("kind", SERVERS)
 def test_requests_fare_as_the_table_says(kind: Kind) -> None:
-    """Under both servers."""
+    """Under each server."""
     table, column = read_table(), SERVERS.index(kind)
     with running(kind) as proxy:
         found = {case.name: str(outcome_at(proxy, case)) for case in cases(requests=True)}

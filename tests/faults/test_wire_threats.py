@@ -29,9 +29,9 @@ def running(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture(scope="module", params=("granian", "uvicorn"))
+@pytest.fixture(scope="module", params=("granian", "uvicorn", "uvicorn-h11"))
 def served(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A bench under each server that is meant for asyncio, for what depends on the server."""
+    """A bench under each server that is meant for asyncio and each of its parsers, for what depends on the server."""
     kind: Kind = request.param
     with bench(kind) as made:
         yield made
