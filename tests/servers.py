@@ -75,7 +75,7 @@ def _run_uvicorn(
         log_config=None,
         http=parser,  # it chooses httptools where that is installed, and teesign brings it
         ws="none",
-        loop="asyncio",
+        loop="auto",  # uvloop where it is installed, as in `nox -s uvloop`
         proxy_headers=False,  # it would put X-Forwarded-For in the place of the peer's address
         timeout_graceful_shutdown=1,
     )

@@ -90,6 +90,10 @@ DESYNCS: dict[str, bytes] = {
     "a GET with a body": framed(b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED).replace(b"POST", b"GET", 1),
 }
 
+NOT_ANSWERED = {("uvicorn", "an underscore")}
+"""Where the first request is whole and good, and may get through without its answer: uvicorn with httptools answers
+what is malformed behind it, in the same read, and closes."""
+
 
 def answers(wire: Wire) -> list[RawResponse]:
     """Return every answer that comes before the server ends the connection, or says nothing for a while."""
@@ -125,7 +129,8 @@ def test_a_request_that_could_be_read_as_two(served: Bench, name: str) -> None:
         with contextlib.suppress(OSError):
             wire.send(DESYNCS[name])
         found, whole = answered(served, wire)
-        assert len(whole) <= sum(200 <= status <= 299 for status in found), found
+        unanswered = (served.kind, name) in NOT_ANSWERED and found == [400]
+        assert len(whole) <= sum(200 <= status <= 299 for status in found) + unanswered, found
         assert not any(status >= 500 for status in found), found
         if 400 in found:
             assert found.index(400) == len(found) - 1, found
