@@ -160,10 +160,10 @@ def test_a_stream_that_does_not_finish_is_cut(log: Path) -> None:
 
 
 def test_an_upload_finishes(log: Path) -> None:
-    """A request that was on its way at SIGTERM is answered like any other."""
+    """A request that was on its way at SIGTERM is answered like any other, and its signature can be fetched."""
     body, content_type = multipart(b"speech " * 1_000)
     headers = [content_type, ("Content-Length", str(len(body)))]
-    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+    with Backend() as backend, teesign_serve(log, DRAIN_LINGER="3", VLLM_BASE_URL=backend.url) as process:
         process.wait_until_ready()
         backend.play(json_answer(b'{"id":"heard"}'))
         with process.client.open("POST", "/v1/audio/transcriptions", headers, body[:1_000]) as conversation:
@@ -173,6 +173,7 @@ def test_an_upload_finishes(log: Path) -> None:
             conversation.send(body[1_000:])
             assert conversation.answer().body == b'{"id":"heard"}'
         assert backend.call.body == body
+        assert process.client.signature("heard").status == 200
         assert process.wait() == 0
 
 
