@@ -93,7 +93,7 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def uvloop(session: nox.Session) -> None:
-    """Run the tests with granian on uvloop, which `teesign serve` uses where it is installed."""
+    """Run the tests with granian and uvicorn on uvloop, which both use where it is installed."""
     install(session, "test")
     session.install("uvloop")
     session.run("pytest", *(session.posargs or IN_PARALLEL))
