@@ -21,6 +21,8 @@ OLDEST_MINOR, NEWEST_MINOR = 11, 15
 MINIMUM_COVERAGE = 95
 IN_PARALLEL = ["--numprocesses=4", "--dist=worksteal"]
 """For all tests: most of them wait, so two cores take four processes. An idle one takes over what others have left."""
+SERVERS = ("hypercorn", "uvicorn")
+"""Those that are not dependencies, and that users install themselves."""
 MUTATED = [
     "teesign.exchange.*",
     "teesign.signing.*",
@@ -61,9 +63,9 @@ def dependency_group(name: str) -> tuple[str, ...]:
 
 
 def oldest_dependencies() -> list[str]:
-    """Return the lower bound of each dependency, but for those that are not for the proxy's own environment."""
+    """Return the lower bound of each dependency of the proxy's own environment, and of the servers that may run it."""
     project = PYPROJECT["project"]
-    named = [*project["dependencies"]]
+    named = [*project["dependencies"], *(each for each in dependency_group("test") if each.startswith(SERVERS))]
     for extra, requirements in project["optional-dependencies"].items():
         named += requirements if extra != "gpu" else []
     found = [re.match(r"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?>=(?P<version>[0-9.]+)", each) for each in named]
