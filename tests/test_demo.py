@@ -49,6 +49,18 @@ def test_the_demo_shows_checks_that_pass() -> None:
     assert PROMPT in result.stdout
 
 
+def test_the_interpreter_is_not_taken_down() -> None:
+    """A thread of the embedded server would abort the process then, once in forty times or more often."""
+    script = (
+        "import atexit, sys; atexit.register(print, 'taken down'); sys.argv = ['teesign', 'demo', '--once']; "
+        "from teesign_asgi.__main__ import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert PROMPT in result.stdout
+    assert "taken down" not in result.stdout
+
+
 def test_a_check_that_fails_is_shown_and_fails_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import logging
+import os
 import secrets
 import socket
 import sys
@@ -103,7 +104,12 @@ def _json_response(status: int, value: Any) -> httpcore.Response:
 @click.option("--port", default=0, help="Port to listen on; any free one by default.")
 def demo(*, once: bool, port: int) -> None:
     """Show a signed answer and every check of it, with a model that echoes."""
-    sys.exit(run_demo(once=once, port=port))
+    code = run_demo(once=once, port=port)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread of the embedded server may outlive it for a moment, and aborts the process if it finds the interpreter
+    # being taken down. So it is not.
+    os._exit(code)
 
 
 def run_demo(*, once: bool, port: int) -> int:
