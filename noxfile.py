@@ -5,12 +5,12 @@ Sessions install teesign as a user would, from the built wheel, so that what is 
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -67,9 +67,14 @@ def oldest_dependencies() -> list[str]:
     project = PYPROJECT["project"]
     named = [*project["dependencies"], *(each for each in dependency_group("test") if each.startswith(SERVERS))]
     for extra, requirements in project["optional-dependencies"].items():
-        named += requirements if extra != "gpu" else []
-    found = [re.match(r"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?>=(?P<version>[0-9.]+)", each) for each in named]
-    return [f"{match['name']}=={match['version']}" for match in found if match]
+        if extra != "gpu":
+            named += requirements
+    return [
+        f"{requirement.name}=={bound.version}"
+        for requirement in map(Requirement, named)
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    ]
 
 
 @nox.session(python=INTERPRETERS)

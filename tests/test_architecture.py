@@ -15,13 +15,13 @@ SRC = Path(__file__).parents[1] / "src"
 
 # What each module of the library may import of it. A new module needs a row.
 MAY_IMPORT: dict[str, set[str]] = {
+    "documents": set(),
     "errors": set(),
     "hexadecimal": set(),
-    "documents": set(),
     "identifiers": {"documents"},
     "signing": {"errors", "hexadecimal"},
     "sse": {"identifiers"},
-    "quote": {"errors", "hexadecimal", "documents"},
+    "quote": {"documents", "errors", "hexadecimal"},
     "exchange": {"errors", "identifiers", "signing", "sse"},
     "cache": {"errors", "signing"},
     "attestation": {"errors", "signing"},
@@ -34,9 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify.tdx": {"errors", "verify.policy"},
     "verify.report": {
         "attestation",
+        "documents",
         "errors",
         "hexadecimal",
-        "documents",
         "quote",
         "signing",
         "verify.gpu",
@@ -45,9 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.tdx",
     },
     "verify.bundle": {
+        "documents",
         "errors",
         "hexadecimal",
-        "documents",
         "verify.answer",
         "verify.policy",
         "verify.report",
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"attestation", "signing", "sources.simulated"},
     "sources": {"attestation", "errors"},
     "sources.simulated": {"attestation", "errors", "quote"},
-    "sources.dstack": {"documents", "attestation", "errors", "hexadecimal", "quote", "sources"},
+    "sources.dstack": {"attestation", "documents", "errors", "hexadecimal", "quote", "sources"},
     "sources.process": {"errors"},
     "sources.evidence_protocol": {"documents", "errors"},
     "sources.nvidia": {"attestation", "errors", "sources", "sources.evidence_protocol", "sources.process"},
@@ -71,10 +71,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.server",
         "client.transport",
     },
-    "client.flow": {"errors", "documents"},
+    "client.flow": {"documents", "errors"},
     "client.tls": {"client.flow"},
     "client.http": {"client.flow", "client.tls", "errors"},
-    "client.collateral": {"client.flow", "errors", "hexadecimal", "documents"},
+    "client.collateral": {"client.flow", "documents", "errors", "hexadecimal"},
     "client.server": {
         "attestation",
         "client.collateral",
@@ -126,8 +126,8 @@ OUTSIDE_WORLD = {
 }
 PUBLIC_MODULES = (
     "teesign",
-    "teesign.errors",
     "teesign.documents",
+    "teesign.errors",
     "teesign.quote",
     "teesign.verify",
     "teesign.verify.answer",

@@ -6,16 +6,17 @@ import sys
 
 import granian
 import pytest
+from servers import settings_for
 
 from teesign.testing import fixed_pair
-from teesign_asgi import App, Settings, StartError
+from teesign_asgi import App, StartError
 
 pytestmark = pytest.mark.anyio
 
 
 def app() -> App:
     """Return an app that has all it needs but a server."""
-    return App(Settings.from_mapping({"MODEL_NAME": "m", "TOKEN": "t", "DEV": "1"}), pair=fixed_pair())
+    return App(settings_for("http://127.0.0.1:9"), pair=fixed_pair())
 
 
 @pytest.mark.parametrize("version", ["2.8.5", "2.7.9", "1.10.11", "2.8.5rc1"])

@@ -106,7 +106,6 @@ WORKER_FAULTS = """
 """.split()  # noqa: SIM905 - names, one after the other
 
 
-# What differs between servers is how a report is asked for, not how a worker fails: the others are tried with one each.
 @pytest.mark.parametrize("fault", WORKER_FAULTS)
 @pytest.mark.parametrize("kind", MAIN_KINDS)
 def test_a_worker_that_fails(kind: Kind, socket_path: Path, tmp_path: Path, fault: str) -> None:
