@@ -54,8 +54,10 @@ from teesign.client.collateral import _signed
 from teesign.client.flow import decode_object
 from teesign.identifiers import read_id
 from teesign.quote import parse_event_log
+from teesign.sources.dstack import _decoded_events
+from teesign.sources.evidence_protocol import Answer as WorkerAnswer, decoded
 from teesign.verify.bundle import decode_bundle
-from teesign.verify.policy import Policy
+from teesign.verify.policy import parse_policy
 from teesign.verify.report import verify_report
 from teesign.testing import fixed_evidence, fixed_pair, fixed_quote
 from teesign import Challenge, TeesignError
@@ -69,12 +71,15 @@ report["nvidia_payload"] = '{"evidence_list": [{"x": ' + deep + "}]}"
 some = ('{"a":' + deep + "}").encode()
 
 assert read_id(some) is None
+assert decoded(some, WorkerAnswer) is None
+assert _decoded_events('[{"a":' + deep + "}]") is None
 for attempt in (
     lambda: decode_object("x", ('{"a":' + deep + "}").encode()),
     lambda: decode_bundle(('{"a":' + deep + "}").encode()),
     lambda: verify_report(report, bytes(32), UnsafeSimulatedPolicy(), collateral=None, now=0),
     lambda: parse_event_log('[{"a":' + deep + "}]"),
     lambda: parse_collateral(some),
+    lambda: parse_policy(some),
     lambda: _signed(Answer(200, {}, some), "tcbInfo"),
 ):
     try:
@@ -84,7 +89,7 @@ for attempt in (
 """
 
 
-CODES = ["bad_answer", "bad_bundle", "gpu_bad_evidence", "bad_event_log", "bad_collateral", "bad_answer"]
+CODES = ["bad_answer", "bad_bundle", "gpu_bad_evidence", "bad_event_log", "bad_collateral", "bad_policy", "bad_answer"]
 
 
 def test_a_raised_recursion_limit_does_no_harm() -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
-__all__ = ["UNDECODABLE", "is_too_deep", "may_overflow"]
+__all__ = ["UNDECODABLE", "decode", "is_too_deep", "may_overflow"]
 
 UNDECODABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What msgspec raises for JSON that it cannot decode: bad syntax or the wrong types; too many levels; bytes that are no
@@ -33,6 +33,24 @@ _QUOTE: Final = 0x22
 _PART: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]+', re.DOTALL)
 """A string, or brackets without anything between them. It also matches a string without its end: a search that began
 anew inside of it would take time that grows with the square of its length."""
+
+
+_Kind = TypeVar("_Kind")
+
+
+def decode(document: bytes | bytearray | str, kind: type[_Kind]) -> _Kind:
+    """Return what JSON says.
+
+    Args:
+        document: the JSON; what is nested more than 100 levels deep is not looked at.
+        kind: the type that it must have, as msgspec knows types.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError, UnicodeError: one of `UNDECODABLE`, whose message may quote the document.
+    """
+    if is_too_deep(document):
+        raise RecursionError("The document has too many levels.")
+    return msgspec.json.decode(document, type=kind)
 
 
 def is_too_deep(document: bytes | bytearray | str, levels: int = _MAX_DEPTH) -> bool:

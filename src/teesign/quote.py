@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .documents import UNDECODABLE, is_too_deep
+from .documents import UNDECODABLE, decode
 from .errors import MalformedError
 from .hexadecimal import unhex
 
@@ -189,12 +189,11 @@ def parse_event_log(event_log: str | bytes | Sequence[Any]) -> list[Event]:
     try:
         if not isinstance(event_log, str | bytes):
             return msgspec.convert(event_log, type=_events)
-        if is_too_deep(event_log):
-            raise MalformedError("The event log is nested too deeply.", code="bad_event_log")
-        return msgspec.json.decode(event_log, type=_events)
+        return decode(event_log, _events)
     except UNDECODABLE as error:
         raise MalformedError(
-            "The event log is not a JSON list of events with imr, event_type and digest.", code="bad_event_log"
+            "The event log is not a JSON list of events with imr, event_type and digest, or has too many levels.",
+            code="bad_event_log",
         ) from error
 
 

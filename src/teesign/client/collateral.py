@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import dcap_qvl
 import msgspec
 
-from ..documents import UNDECODABLE, is_too_deep
+from ..documents import UNDECODABLE, decode
 from ..errors import FetchError, UsageError, VerificationError
 from ..hexadecimal import unhex
 from .flow import Answer, Flow, Question
@@ -49,9 +49,7 @@ def parse_collateral(text: str | bytes) -> dict[str, Any]:
         UsageError: `bad_collateral` if it is something else.
     """
     try:
-        if is_too_deep(text):
-            raise RecursionError  # as the decoder would, with luck
-        decoded = msgspec.json.decode(text, type=dict[str, Any])
+        decoded = decode(text, dict[str, Any])
         msgspec.convert(decoded, _Collateral)
     except UNDECODABLE as error:
         raise UsageError("The collateral is not what dcap-qvl writes as JSON.", code="bad_collateral") from error
@@ -128,9 +126,7 @@ def _revocation_list(answer: Answer) -> str:
 def _signed(answer: Answer, name: str) -> tuple[str, str]:
     """Return a member of a JSON object as it was written, since that is what was signed, and its signature."""
     try:
-        if is_too_deep(answer.body):
-            raise RecursionError  # as the decoder would, with luck
-        members = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+        members = decode(answer.body, dict[str, msgspec.Raw])
         return bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
     except (*UNDECODABLE, KeyError) as error:
         raise FetchError(f"{_WHAT} is not the JSON that it should be.", code="bad_answer") from error

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ..documents import UNDECODABLE, is_too_deep
+from ..documents import UNDECODABLE, decode
 from ..errors import FetchError, VerificationError
 
 __all__ = ["MAX_ANSWER", "Answer", "Flow", "Question", "decode_object", "host_of", "other_tls_key", "run", "run_async"]
@@ -139,12 +139,10 @@ def decode_object(what: str, body: bytes) -> dict[str, Any]:
     Raises:
         FetchError: `bad_answer` if it is something else.
     """
-    if is_too_deep(body):
-        raise FetchError(
-            f"Asked for {what}, the server answered with JSON that is nested too deeply.", code="bad_answer"
-        )
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return decode(body, dict[str, Any])
     except UNDECODABLE:
         # Not chained: the decoder's message may quote the answer.
-        raise FetchError(f"Asked for {what}, the server sent no JSON object.", code="bad_answer") from None
+        raise FetchError(
+            f"Asked for {what}, the server sent no JSON object, or one with too many levels.", code="bad_answer"
+        ) from None

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from ..attestation import Quote
-from ..documents import UNDECODABLE
+from ..documents import UNDECODABLE, decode
 from ..errors import MalformedError, SourceError, UsageError
 from ..hexadecimal import unhex
 from ..quote import parse_quote
@@ -230,6 +229,6 @@ def _report_data_problem(quote: bytes, report_data: bytes) -> str:
 def _decoded_events(event_log: str) -> list[dict[str, Any]] | None:
     """Return the decoded event log, or None if it is not a list of objects. No log at all is an empty one."""
     try:
-        return msgspec.json.decode(event_log or "[]", type=list[dict[str, Any]])
+        return decode(event_log or "[]", list[dict[str, Any]])
     except UNDECODABLE:
         return None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from ..documents import UNDECODABLE
+from ..documents import UNDECODABLE, decode
 
 __all__ = ["PROTOCOL", "Answer", "Greeting", "Item", "class_names", "decoded", "decoded_base64", "request"]
 
@@ -81,7 +81,7 @@ def request(request_id: int, nonce: bytes, *, no_hardware: bool) -> bytes:
 def decoded(line: bytes, kind: type[_Message]) -> _Message | None:
     """Return the message that the line holds, or None if it holds none of this kind."""
     try:
-        return msgspec.json.decode(line, type=kind)
+        return decode(line, kind)
     except UNDECODABLE:
         return None
 

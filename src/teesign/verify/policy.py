@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..documents import UNDECODABLE
+from ..documents import UNDECODABLE, decode
 from ..errors import UsageError
 from ..hexadecimal import unhex
 
@@ -89,7 +89,7 @@ def parse_policy(text: str | bytes) -> Policy:
         UsageError: `bad_policy` if it is something else, or has a member that no policy has.
     """
     try:
-        fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+        fields = decode(text, dict[str, Any])
         kind = _KINDS[fields.pop("policy", "Policy")]
         return msgspec.convert(fields, kind)
     except (*UNDECODABLE, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ..attestation import report_data
-from ..documents import UNDECODABLE, is_too_deep
+from ..documents import UNDECODABLE, decode
 from ..errors import MalformedError, VerificationError
 from ..hexadecimal import unhex
 from ..quote import Event, TdxQuote, compose_hash, event_digest, parse_event_log, parse_quote, replay_event_log
@@ -222,13 +222,12 @@ def _check_software(evidence: _Evidence) -> str:
 
 
 def _check_gpus(evidence: _Evidence) -> str:
-    stated = evidence.claims.nvidia_payload or "{}"
-    if is_too_deep(stated):
-        raise MalformedError("The GPU evidence is nested too deeply.", code="gpu_bad_evidence")
     try:
-        payload = msgspec.json.decode(stated, type=_GpuPayload)
+        payload = decode(evidence.claims.nvidia_payload or "{}", _GpuPayload)
     except UNDECODABLE as error:
-        raise MalformedError("The GPU evidence is not the JSON that it should be.", code="gpu_bad_evidence") from error
+        raise MalformedError(
+            "The GPU evidence is not the JSON that it should be, or has too many levels.", code="gpu_bad_evidence"
+        ) from error
     if not payload.evidence_list:
         if evidence.policy.require_gpus:
             raise VerificationError("The report has no GPU evidence, and the policy asks for it.", code="gpu_missing")
