@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -391,3 +392,28 @@ def test_an_event_too_long_to_be_searched_has_no_id(
     stream = before + b'data: {"id":"a"}'.ljust(len(b"data: ") + 100 + beyond) + b'\n\ndata: {"id":"b"}\n\n'
     for chunks in ways_to_cut(stream):
         assert read(chunks) == Reading(stream, event_id, NEVER)
+
+
+@pytest.mark.parametrize("rest", [b"", b"data: [DONE]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a\n\r\n",
+        b"a\n\r",
+        b"a\r\n",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\n\r",
+        b"D\n\r\n",
+        b"[DONE]\n\r\n",
+        b"data: [DONE]\n\r\n:\n",
+    ],
+)
+def test_no_stream_takes_long(line: bytes, rest: bytes) -> None:
+    """A hundred kilobytes in one chunk take a fraction of a second, whatever their lines; some took minutes."""
+    scanner = EventStreamScanner()
+    scanner.feed(EVENT)
+    start = time.process_time()
+    scanner.feed(line * (100_000 // len(line)) + rest)
+    assert time.process_time() - start < 10

@@ -66,6 +66,7 @@ class EventStreamScanner:
         "_lone_cr",
         "_rare",
         "_scanned",
+        "_searched_to",
         "_tail",
         "complete",
         "event_id",
@@ -76,6 +77,7 @@ class EventStreamScanner:
         self.complete = False
         self._tail = b""  # bytes held back; they start at a line's start
         self._scanned = 0  # how many of them have been looked at
+        self._searched_to = 0  # up to here in what is scanned now, there is no event to skip any more
         self._done_pending = False  # the event's data is [DONE] so far, and the tail starts at that line
         self._ending = False  # that event's blank line has ended in CR, and its LF may follow
         self._after_cr = False  # the last byte scanned was a CR
@@ -134,12 +136,13 @@ class EventStreamScanner:
 
     def _skip(self, buffer: bytes, position: int) -> int:
         """Return up to where nothing can happen: the id is known, and whole events follow that do not hold `[DONE]`."""
-        if self.event_id is None or self._done_pending:
+        if self.event_id is None or self._done_pending or position < self._searched_to:
             return position
         end = len(buffer)
         # One byte first, and six backwards, as above.
         if buffer.find(self._rare, position) >= 0 and buffer.rfind(_DONE, position) >= 0:
             end = buffer.index(_DONE, position)
+        self._searched_to = end
         while (end := buffer.rfind(b"\n", position, end)) != -1:
             if buffer.endswith(_EVENT_ENDS, position, end + 1):
                 self._start_event()
@@ -149,6 +152,7 @@ class EventStreamScanner:
 
     def _scan(self, buffer: bytes) -> int:  # noqa: C901, PLR0912 - cut up, the states would be harder to follow
         """Read the lines of `buffer` that are not scanned yet; return how many of its bytes may be handed out."""
+        self._searched_to = 0
         position = self._skip(buffer, self._scanned)
         done_at = 0 if self._done_pending else None
         while position < len(buffer):
