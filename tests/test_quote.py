@@ -214,6 +214,16 @@ def test_a_doubtful_compose_hash_is_refused(events: list[Event]) -> None:
     assert caught.value.code == "bad_event_log"
 
 
+def test_a_compose_hash_cannot_be_hidden_under_another_name() -> None:
+    """Its digest stays what was extended, so the log replays; and a container may log an event of any name."""
+    logged = altered(event_payload="00" * 32)
+    with pytest.raises(MalformedError) as caught:
+        compose_hash([msgspec.structs.replace(COMPOSE_EVENT, event="anything"), logged])
+    assert caught.value.code == "bad_event_log"
+    elsewhere = msgspec.structs.replace(COMPOSE_EVENT, event="anything", imr=2)
+    assert compose_hash([elsewhere, logged]) == bytes(32)
+
+
 @pytest.mark.parametrize(("start", "rest"), [("", "ab" * 31), ("ab:", "cd" * 28)])
 def test_a_compose_hash_cannot_be_hidden_behind_a_colon(start: str, rest: str) -> None:
     """One digest has two readings where the payload holds a colon; the second must not make room for another event."""

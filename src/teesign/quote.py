@@ -201,7 +201,7 @@ def replay_event_log(events: Iterable[Event]) -> tuple[bytes, bytes, bytes, byte
     """Return the four RTMRs, 48 bytes each, that the events extend from zero.
 
     What it does NOT establish: that the machine is in that state. Compare with the RTMRs of a verified quote. Nor does
-    it relate an event's name and payload to its digest; see `compose_hash`.
+    it relate an event's name and payload to its digest; see `has_own_digest`.
 
     Raises:
         MalformedError: `bad_event_log` if an event names no RTMR, or its digest is not at most 48 bytes of hex.
@@ -221,27 +221,34 @@ def replay_event_log(events: Iterable[Event]) -> tuple[bytes, bytes, bytes, byte
 def compose_hash(events: Iterable[Event]) -> bytes:
     """Return the SHA-256 of the docker-compose file that the log says was started, 32 bytes.
 
-    The event's digest is checked against its name and payload, so that a payload cannot be swapped under a digest that
-    replays. What it does NOT establish: that the log belongs to a machine; replay it against a verified quote for that.
+    The digest of every event in RTMR3 is checked against its name and payload, so that no payload can be swapped under
+    a digest that replays, nor a compose-hash be hidden under another name to make room for one that a container logged.
+    What it does NOT establish: that the log belongs to a machine; replay it against a verified quote for that.
 
     Raises:
-        MalformedError: `bad_event_log` if the log has no compose-hash event in RTMR3, more than one, or one whose
-            digest is not that of its payload.
+        MalformedError: `bad_event_log` if the log has no compose-hash event in RTMR3, more than one, or an event there
+            whose digest is not that of its name and payload.
     """
+    events = [event for event in events if event.imr == 3]
+    if not all(map(has_own_digest, events)):
+        raise MalformedError("An event's digest in RTMR3 is not that of its name and payload.", code="bad_event_log")
     # A digest does not tell where the name ends, if there is a colon in name or payload: this event, with a payload
     # that starts with one, is an event "compose-hash:" as well. Hidden so, it would make room for one that a container
     # logged. No other event has a name that starts like this.
-    found = [event for event in events if event.event.partition(":")[0] == "compose-hash" and event.imr == 3]
+    found = [event for event in events if event.event.partition(":")[0] == "compose-hash"]
     if len(found) != 1:
         raise MalformedError(
             f"The event log has {len(found)} compose-hash events in RTMR3; it must have one.", code="bad_event_log"
         )
     payload = unhex(found[0].event_payload, 32)
-    if payload is None or _extended_digest(found[0]) != event_digest(found[0]):
-        raise MalformedError(
-            "The compose-hash event's digest does not belong to its payload of 32 bytes.", code="bad_event_log"
-        )
+    if payload is None:
+        raise MalformedError("The compose-hash event's payload is not 32 bytes in hex.", code="bad_event_log")
     return payload
+
+
+def has_own_digest(event: Event) -> bool:
+    """Tell whether the digest that the log gives an event is that of its name and payload, as one left out is."""
+    return _extended_digest(event) == event_digest(event)
 
 
 def event_digest(event: Event) -> str | None:

@@ -15,7 +15,7 @@ from ..attestation import report_data
 from ..documents import UNDECODABLE, decode
 from ..errors import MalformedError, VerificationError
 from ..hexadecimal import unhex
-from ..quote import Event, TdxQuote, compose_hash, event_digest, parse_event_log, parse_quote, replay_event_log
+from ..quote import Event, TdxQuote, compose_hash, has_own_digest, parse_event_log, parse_quote, replay_event_log
 from ..signing import Identity, SigningAlgorithm, checksum_address
 from .gpu import NVIDIA_DEVICE_ROOT_SHA256, VerifiedGpu, verify_gpu_evidence
 from .policy import Policy
@@ -200,7 +200,7 @@ def _check_event_log(evidence: _Evidence) -> str:
     events = [event for event in parse_event_log(evidence.claims.event_log) if event.imr == 3]
     if not hmac.compare_digest(replay_event_log(events)[3], evidence.quote.rtmrs[3]):
         raise VerificationError("The event log does not replay to the quote's RTMR3.", code="event_log_mismatch")
-    if any(event.digest and event.digest.lower() != event_digest(event) for event in events):
+    if not all(map(has_own_digest, events)):
         raise VerificationError(
             "An event's name and payload are not those of its digest.", code="event_payload_mismatch"
         )
