@@ -30,9 +30,10 @@ _USUAL_LIMIT: Final = 1000
 
 _QUOTE: Final = 0x22
 
-_PART: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]+', re.DOTALL)
+_PART: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]+', re.DOTALL)
 """A string, or brackets without anything between them. It also matches a string without its end: a search that began
-anew inside of it would take time that grows with the square of its length."""
+anew inside of it would take time that grows with the square of its length. Nor does it ever go back, which would take
+sixty bytes of memory for each escape."""
 
 
 _Kind = TypeVar("_Kind")
