@@ -44,6 +44,7 @@ __all__ = ["Exchange", "SignedExchange"]
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _JSON_SPACE: Final = b" \t\n\r"
+_CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}")
 
 
 class SignedExchange(msgspec.Struct, frozen=True):
@@ -78,6 +79,9 @@ class Exchange:
         target: the raw request target, `path` or `path?query`, which stands for the body of a request without one.
         text_version: the form of the signed text, see `teesign.signing.signed_text`.
         model: the model's name, for text version "v2".
+
+    Raises:
+        UsageError: `bad_text_version` if there is no such form; `bad_model` if the name cannot be encoded as UTF-8.
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
@@ -118,6 +122,8 @@ class Exchange:
         text_version: TextVersion = "v1",
         model: str = "",
     ) -> None:
+        if text_version != "v1":
+            _check_version(text_version, model)
         self._pair = pair
         self._id_prefix = id_prefix
         self._random = random
@@ -161,8 +167,12 @@ class Exchange:
             digest: 64 hex digits of either case.
 
         Raises:
-            UsageError: `bad_digest` if it is something else.
+            UsageError: `bad_digest` if it is something else; `out_of_order` once the exchange is signed.
         """
+        if self._state is _State.SIGNED:
+            raise UsageError(
+                "The exchange is signed; its request's digest cannot change any more.", code="out_of_order"
+            )
         if not _DIGEST.fullmatch(digest.lower()):
             raise UsageError("A request digest is 64 hex digits.", code="bad_digest")
         self._request_digest = digest.lower()
@@ -182,12 +192,15 @@ class Exchange:
             content_type: the header's value, or None without one.
             content_encoding: likewise. An encoded body is not looked into: it is signed as the bytes it is.
             content_length: how many bytes the body will have, where its framing says so. A RAW body is then signed
-                with its last byte instead of after it, and not at all if it is shorter; bytes beyond are dropped.
+                with its last byte instead of after it; RAW and JSON not at all if they are shorter, and bytes beyond
+                are dropped.
 
         Raises:
-            UsageError: `out_of_order` if called twice.
+            UsageError: `out_of_order` if called twice; `bad_length` if the length is negative.
         """
         self._expect(_State.REQUEST)
+        if content_length is not None and content_length < 0:
+            raise UsageError("A body has no negative length; None stands for an unknown one.", code="bad_length")
         if not 200 <= status <= 299:
             self._state = _State.UNSIGNED
             self.keeps_length = True
@@ -264,8 +277,12 @@ class Exchange:
             case _State.RAW:
                 self._sign(None)
             case _State.JSON:
-                out, chat_id = self._with_id(b"".join(self._collected))
+                document = b"".join(self._collected)[: self._declared]
                 self._collected.clear()
+                if self._declared is not None and len(document) < self._declared:
+                    self._state = _State.UNSIGNED
+                    return document
+                out, chat_id = self._with_id(document)
                 self._response.update(out)
                 self._sign(chat_id)
         return out
@@ -279,10 +296,10 @@ class Exchange:
         """Keep a piece of a JSON body; or, when it turns out to open with something else than `{`, hand it all out."""
         self._collected.append(chunk)
         if not self._is_object:
-            start = b"".join(self._collected)
-            first = start.lstrip(_JSON_SPACE)[:1]
+            first = chunk.lstrip(_JSON_SPACE)[:1]  # what came before is white space
             self._is_object = first == b"{"
             if first and not self._is_object:
+                start = b"".join(self._collected)
                 self._collected.clear()
                 self._start_raw()
                 return self._receive_raw(start)
@@ -304,7 +321,7 @@ class Exchange:
             return document, None if found is None else found.value
         chat_id = f"{self._id_prefix}-{self._random(12).hex()}"
         opening = document.index(b"{") + 1
-        separator = b"" if document[opening:].lstrip(_JSON_SPACE).startswith(b"}") else b","
+        separator = b"" if _CLOSING.match(document, opening) else b","
         member = f'"id":"{chat_id}"'.encode() + separator
         return document[:opening] + member + document[opening:], chat_id
 
@@ -324,3 +341,15 @@ class Exchange:
                 f"This call belongs to the state {state.name}; the exchange is in {self._state.name}.",
                 code="out_of_order",
             )
+
+
+def _check_version(version: str, model: str) -> None:
+    """Refuse now what could not be signed, or not be verified, in the end."""
+    if version != "v2":
+        raise UsageError(
+            f'There is no signed text of version "{version}"; there are v1 and v2.', code="bad_text_version"
+        )
+    try:
+        model.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("The model's name cannot be encoded as UTF-8.", code="bad_model") from error
