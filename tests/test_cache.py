@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -88,8 +90,8 @@ def test_an_id_may_be_given_twice() -> None:
     assert (cache.get("own"), cache.get("body")) == (None, None)
 
 
-@pytest.mark.parametrize("ids", [[], [""], ["", "body"], ["own", "new"], ["body", "new"]], ids=str)
-def test_an_entry_needs_an_id_of_its_own(ids: list[str]) -> None:
+@pytest.mark.parametrize("ids", [[], [""], ["", "body"], ["own", "new"], ["body", "new"], "new"], ids=str)
+def test_an_entry_needs_an_id_of_its_own(ids: Sequence[str]) -> None:
     """Without one, or with one that another entry answers to, it is refused and nothing is changed."""
     cache = new_cache()
     cache.put(["own", "body"], chat("first"))
@@ -101,7 +103,18 @@ def test_an_entry_needs_an_id_of_its_own(ids: list[str]) -> None:
     assert len(cache) == 1
 
 
-@pytest.mark.parametrize(("ttl", "max_entries"), [(0, 1), (-1, 1), (1, 0), (1, -1)])
+def test_an_id_that_is_none_does_no_harm() -> None:
+    """It is what a gateway has where the body has no id."""
+    clock = ManualClock()
+    cache = new_cache(clock)
+    for number in range(2 * ROOM):
+        cache.put([f"own{number}", None], chat())  # type: ignore[list-item]  # the mistake in question
+    assert len(cache) == ROOM
+    clock.now += TTL
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize(("ttl", "max_entries"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0), (1, -1)])
 def test_a_cache_that_can_hold_nothing_is_refused(ttl: float, max_entries: int) -> None:
     """Both bounds are positive."""
     with pytest.raises(UsageError) as caught:

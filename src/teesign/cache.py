@@ -3,8 +3,9 @@
 Theory of operation. One dictionary has every id of every entry. Every entry lives equally long, so entries expire in
 the order in which they came: one queue has their times, and one their ids, with a mark before the first of each entry.
 Each call looks whether the time of the first is over, and drops what has expired from the queues' fronts; so each entry
-is visited once when it leaves, and no call scans. (The dictionary keeps that order too, but finding its first key is a
-walk over all that were removed before.) The cache never starts a timer and never reads a clock of its own.
+is visited once when it leaves, and no call scans. After a lull, one call may drop many: a second for a million. (The
+dictionary keeps that order too, but finding its first key is a walk over all that were removed before.) The cache never
+starts a timer and never reads a clock of its own.
 
 There may be a million entries, so the times are kept as plain numbers, eight bytes each, in an array whose front is cut
 off when half of it is past.
@@ -16,6 +17,7 @@ a later response that repeats the id of an earlier one cannot take its place.
 
 from __future__ import annotations
 
+import enum
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +28,15 @@ from .errors import UsageError
 from .signing import SignedChat
 
 __all__ = ["SignatureCache", "SignatureStore"]
+
+
+class _Mark(enum.Enum):
+    """No id can be taken for it, not even None."""
+
+    NEXT_ENTRY = enum.auto()
+
+
+_MARK: Final = _Mark.NEXT_ENTRY
 
 
 class SignatureStore(Protocol):
@@ -56,13 +67,13 @@ class SignatureCache:
     __slots__ = ("_chats", "_clock", "_first_over", "_ids", "_max_entries", "_past", "_times", "_ttl")
 
     def __init__(self, *, ttl: float, max_entries: int, clock: Callable[[], float]) -> None:
-        if ttl <= 0 or max_entries < 1:
+        if not ttl > 0 or max_entries < 1:
             raise UsageError("A cache needs a positive ttl and room for one entry.", code="bad_cache_bounds")
         self._ttl: Final = ttl
         self._max_entries: Final = max_entries
         self._clock: Final = clock
         self._chats: dict[str, SignedChat] = {}
-        self._ids: deque[str | None] = deque()  # None before those of each entry
+        self._ids: deque[str | _Mark] = deque()  # a mark before those of each entry
         self._times = array("d")  # at which entries are over
         self._past = 0  # how many of these belong to entries that are gone
         self._first_over = inf  # the first of the others
@@ -85,19 +96,20 @@ class SignatureCache:
             chat: what to keep.
 
         Raises:
-            UsageError: `duplicate_id` if there is no id, or the first one is in use. Nothing is changed then.
+            UsageError: `duplicate_id` if there is no id, the first one is in use, or `ids` is a text instead of
+                several. Nothing is changed then.
         """
         now = self._clock()
         if now >= self._first_over:
             self._expire(now)
         chats, queue = self._chats, self._ids
-        if not ids or not ids[0] or ids[0] in chats:
+        if ids.__class__ is str or not ids or not ids[0] or ids[0] in chats:
             raise UsageError("An entry needs an id of its own that no other entry has.", code="duplicate_id")
         over = now + self._ttl
         if not queue:
             self._first_over = over
         self._times.append(over)
-        queue.append(None)
+        queue.append(_MARK)
         for chat_id in ids:
             if chat_id not in chats:
                 chats[chat_id] = chat
@@ -121,7 +133,7 @@ class SignatureCache:
         ids.popleft()
         while ids:
             chat_id = ids[0]
-            if chat_id is None:
+            if chat_id is _MARK:
                 break
             del self._chats[chat_id]
             ids.popleft()
