@@ -42,7 +42,8 @@ def read_id(document: bytes | bytearray) -> DocumentId | None:
     """Return what the object's top-level member `id` holds, or None if the document is not a JSON object.
 
     A member that is given twice counts with its last value, as in every common decoder. An object that is nested too
-    deeply counts as none: at most the interpreter's recursion limit, and 800 levels where somebody has raised it.
+    deeply counts as none: at most the interpreter's recursion limit, and 800 levels where somebody has raised it. So
+    does one with half of a surrogate pair in any of its strings, which has no form in UTF-8.
     """
     if may_overflow(document):
         return None
