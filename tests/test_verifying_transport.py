@@ -304,9 +304,22 @@ def test_who_follows_a_redirect_ends_at_a_verified_answer(server: Stack) -> None
 
 
 @pytest.mark.parametrize("family", [httpx, httpx2])
-@pytest.mark.parametrize(("status", "target"), [(303, "/v1/models"), (307, "/v1/tokenize")])
-def test_a_redirect_does_not_lead_around_the_check(server: Stack, family: Any, status: int, target: str) -> None:
-    """Nobody signs redirects: one to what is not signed would have any answer pass for the one that was asked for."""
+@pytest.mark.parametrize(
+    ("status", "target", "code"),
+    [
+        (303, "/v1/models", "request_changed"),
+        (303, "/v1/responses/another", "request_changed"),
+        (302, "/v1/responses/another", "request_changed"),
+        (307, "/v1/tokenize", "signature_missing"),
+    ],
+)
+def test_a_redirect_does_not_lead_around_the_check(
+    server: Stack, family: Any, status: int, target: str, code: str
+) -> None:
+    """Nobody signs redirects: one to what is not signed would have any answer pass for the one that was asked for.
+
+    And one that drops the body would have the answer to another question pass, if the server signs that.
+    """
 
     def redirect(call: Call) -> None:
         script = answer(status, b"", b"location: " + target.encode())
@@ -315,7 +328,7 @@ def test_a_redirect_does_not_lead_around_the_check(server: Stack, family: Any, s
     server.backend.play(redirect)
     with client(family) as ask, pytest.raises(VerificationError) as caught:
         ask.post(url_of(server), json={"a": 1}, follow_redirects=True)
-    assert caught.value.code == "signature_missing"
+    assert caught.value.code == code
 
 
 def test_a_wrong_token_is_the_servers_answer(server: Stack) -> None:
@@ -623,6 +636,40 @@ async def test_any_transport_will_do_for_the_io(server: Stack, script: Script) -
     server.backend.play(script)
     async with async_client(inner=Whole()) as ask:
         assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+
+
+def test_the_answer_to_a_request_that_was_not_sent_does_not_verify(server: Stack) -> None:
+    """`httpcore` reads the answer that is there already when it cannot write the request's head any more."""
+    forged = httpx.request("PUT", url_of(server, "/v1/anything"), content=CHAT.encode(), headers=HEADERS)
+    inner = httpx.HTTPTransport(verify=False)
+
+    class Early(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.method == "GET":
+                return inner.handle_request(request)
+            return httpx.Response(200, headers=forged.headers, content=forged.content)
+
+    with client(inner=Early()) as ask, pytest.raises(VerificationError) as caught:
+        ask.post(url_of(server), json={"messages": []})
+    assert caught.value.code == "request_incomplete"
+    inner.close()
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize("charset", ["utf-16-le", "cp037", '"utf-16-le"'])
+def test_no_charset_hides_an_end(server: Stack, family: Any, charset: str) -> None:
+    """A library would decode an end out of bytes that hold none: nobody signs the head that says how."""
+    encoded = (EVENTS[0] + DONE).decode().encode(charset.strip('"'))
+    server.backend.play(answer(200, encoded, b"content-type: text/event-stream; charset=" + charset.encode()))
+    seen: list[str] = []
+    with (
+        client(family) as ask,
+        pytest.raises(VerificationError) as caught,
+        ask.stream("POST", url_of(server), json={}) as response,
+    ):
+        seen.extend(response.iter_lines())
+    assert caught.value.code == "answer_incomplete"
+    assert not any("[DONE]" in line for line in seen)
 
 
 @pytest.mark.anyio

@@ -14,7 +14,15 @@ from typing import Any, Final, Self
 from .observed import ObservedExchange
 from .tls import KeyCheck
 
-__all__ = ["AsyncReceivedBody", "AsyncSentBody", "ReceivedBody", "SentBody", "body_type", "observed_request"]
+__all__ = [
+    "AsyncReceivedBody",
+    "AsyncSentBody",
+    "ReceivedBody",
+    "SentBody",
+    "body_type",
+    "has_body",
+    "observed_request",
+]
 
 
 class SentBody:
@@ -146,6 +154,11 @@ class AsyncReceivedBody:
     async def aclose(self) -> None:
         """Close the body; nothing is verified by that."""
         await self._body.aclose()
+
+
+def has_body(request: Any) -> bool:
+    """Tell whether a request has a body, by its headers (RFC 9112, section 6): libraries send none without them."""
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 @cache

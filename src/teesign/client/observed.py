@@ -90,6 +90,8 @@ class ObservedExchange:
 
     Args:
         target: the request's raw target, which stands for the body of a request without one.
+        has_body: whether the request has a body, by its headers. Until `end_request` is called it has not been sent
+            then, also where nothing of it ever was.
 
     Attributes:
         whole: whether the response is whole; then it has to be checked before the bytes just returned go on.
@@ -110,11 +112,11 @@ class ObservedExchange:
         "whole",
     )
 
-    def __init__(self, target: bytes) -> None:
+    def __init__(self, target: bytes, *, has_body: bool) -> None:
         self._target = target
         self._request = sha256()
         self._request_is_empty = True
-        self._request_ended = True  # unless it is started
+        self._request_ended = not has_body
         self._response = sha256()
         self._scanner: EventStreamScanner | None = None
         self._collected: list[bytes] = []

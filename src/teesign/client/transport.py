@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
-from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, observed_request
+from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
 from .flow import run, run_async
 from .http import TIME_LIMIT, ask, ask_async, family_of
 from .observed import ObservedExchange, VerifiedResponse
@@ -130,7 +130,8 @@ class VerifyingTransport(_Configured, _Transport):
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
             `verify_report` and `verify_answer`: `signature_missing`, `answer_incomplete`, `request_incomplete`,
-            `encoded_answer`, `stream_hash_mismatch`, `tls_key_mismatch` and `quote_without_certificate`.
+            `request_changed`, `encoded_answer`, `stream_hash_mismatch`, `tls_key_mismatch` and
+            `quote_without_certificate`.
         FetchError: what the check needs could not be fetched.
     """
 
@@ -155,7 +156,7 @@ class VerifyingTransport(_Configured, _Transport):
         send, server = self._inner.handle_request, self._verifier.server_of(request)
         ask_server = partial(ask, send, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
-        exchange = ObservedExchange(request.url.raw_path)
+        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
 
         def finish() -> None:
@@ -215,7 +216,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         send, server = self._inner.handle_async_request, self._verifier.server_of(request)
         ask_server = partial(ask_async, send, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
-        exchange = ObservedExchange(request.url.raw_path)
+        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
 
         async def finish() -> None:

@@ -16,7 +16,10 @@ __all__ = ["EXTENSION", "Verifier"]
 
 EXTENSION: Final = "teesign"
 """Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on, and those of a
-request a mark if its answer has to be."""
+request its method if its answer has to be verified."""
+
+_EVENTS: Final = "text/event-stream; charset=utf-8"
+"""Event streams have no other charset (HTML standard, section 9.2.5)."""
 
 
 class Verifier:
@@ -53,12 +56,21 @@ class Verifier:
         """Return the server that a request goes to, and mark the request if its answer has to be verified.
 
         A client that follows a redirect hands the mark on to the next request, whose answer has to be verified then,
-        wherever it goes: nobody signs redirects, so that one must not lead to what nobody signs either.
+        wherever it goes: nobody signs redirects, so that one must not lead to what nobody signs either. Nor may it lead
+        to the answer to another question.
+
+        Raises:
+            VerificationError: `request_changed` if a redirect has taken the body from a request.
         """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
         if not path.startswith(f"{self._prefix}/") or is_signed(request.method, path.removeprefix(self._prefix)):
-            request.extensions[EXTENSION] = True
+            request.extensions.setdefault(EXTENSION, request.method)
+        if request.extensions.get(EXTENSION, request.method) != request.method:
+            raise VerificationError(
+                "A redirect turned the request into another one, which does not say what was asked.",
+                code="request_changed",
+            )
         base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
         return Server(base, request.headers.get("authorization"), self._algorithm, self._model)
 
@@ -83,6 +95,10 @@ class Verifier:
         if EXTENSION not in request.extensions or not response.is_success:
             return False
         exchange.start_response(response.headers)
+        if exchange.streamed:
+            # The library decodes lines as the head says, which nobody signs: in another charset it would find an end
+            # where the bytes have none.
+            response.headers["content-type"] = _EVENTS
         return True
 
     def finish(

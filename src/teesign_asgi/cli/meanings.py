@@ -66,6 +66,7 @@ _BY_CODE: Final = {
     "signature_missing": _NOT_SIGNED,
     "answer_incomplete": _NOT_SIGNED,
     "request_incomplete": "The server cannot have seen the whole request when it answered: ask again.",
+    "request_changed": "A redirect, which nobody signs, led to another question than the one that was asked.",
     "encoded_answer": "A server in between has changed the answer's bytes.",
     "bad_signature_answer": _NO_REPORT,
     "bad_text": _NO_REPORT,
