@@ -114,6 +114,19 @@ async def test_a_server_is_attested_asynchronously(genuine: Stack, family: Any) 
     assert attestation.verified.tcb.status == "UpToDate"
 
 
+def other_key(question: Question) -> Question:
+    """Return the question for the other key, as somebody in between may make it."""
+    return msgspec.structs.replace(question, url=question.url.replace("ed25519", "ecdsa"))
+
+
+def test_a_server_that_reports_its_other_key_is_refused(genuine: Stack) -> None:
+    """Both are attested; but whoever chose one of them gets that one."""
+    flow = attesting(server_of(genuine, algorithm="ed25519"), trust())
+    with httpx.Client() as client, pytest.raises(VerificationError) as caught:
+        run(flow, lambda question: ask_with(client)(other_key(question)))
+    assert caught.value.code == "algorithm_mismatch"
+
+
 def test_a_signature_is_fetched(genuine: Stack) -> None:
     """Under either id of an answer, it is what `verify_answer` takes."""
     sent = genuine.client.post("/v1/chat/completions", REQUEST)

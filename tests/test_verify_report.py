@@ -119,8 +119,10 @@ def test_lower_case_addresses_and_absent_extras_verify() -> None:
 def test_what_is_not_established_is_listed() -> None:
     """The verdict has limits, and names them; a policy that pins nothing says so."""
     missing = check(REPORT).not_established
-    for word in ("revoked", "reference measurements", "weights", "pins nothing", "else holds the signing key"):
+    words = ("revoked", "reference measurements", "weights", "pins nothing", "else holds the signing key", "can read")
+    for word in words:
         assert any(word in item for item in missing), word
+    assert not any("can read" in item for item in check(genuine(spki_sha256=SPKI), spki_sha256=SPKI).not_established)
 
 
 def test_a_policy_that_pins_in_part_says_what_it_leaves_open() -> None:
@@ -379,7 +381,11 @@ def test_an_unsafe_policy_checks_a_report_that_is_not_simulated() -> None:
 
 def test_gpus_can_be_left_out_by_policy() -> None:
     """A machine without GPUs is fine for who says so."""
-    assert check(edited(nvidia_payload=None), Policy(require_gpus=False)).gpus == ()
+    verified = check(edited(nvidia_payload=None), Policy(require_gpus=False))
+    assert verified.gpus == ()
+    assert verified.steps[-1].skipped
+    assert any("the report has none" in item for item in verified.not_established)
+    assert not any("revoked" in item for item in verified.not_established)
 
 
 def test_a_log_without_compose_file_verifies_unless_it_is_pinned() -> None:
@@ -416,6 +422,10 @@ def test_policies_are_read_from_json(text: str, kind: type[Policy]) -> None:
         '{"mrtd": []}',
         '{"mr_td": ["11"]}',
         '{"mr_td": "11"}',
+        '{"compose_hash": ["%s"], "compose_hash": []}' % ("11" * 32),
+        '{"policy": "Policy", "policy": "UnsafeSimulatedPolicy"}',
+        '{"tcb_statuses": "UpToDate"}',
+        "\xff",
     ],
 )
 def test_other_files_are_no_policies(text: str) -> None:

@@ -7,13 +7,14 @@ process, even where a decoder only skips them. So levels are counted before, wit
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-__all__ = ["UNDECODABLE", "decode", "is_too_deep", "may_overflow"]
+__all__ = ["UNDECODABLE", "decode", "decode_unambiguous", "is_too_deep", "may_overflow"]
 
 UNDECODABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What msgspec raises for JSON that it cannot decode: bad syntax or the wrong types; too many levels; bytes that are no
@@ -52,6 +53,34 @@ def decode(document: bytes | bytearray | str, kind: type[_Kind]) -> _Kind:
     if is_too_deep(document):
         raise RecursionError("The document has too many levels.")
     return msgspec.json.decode(document, type=kind)
+
+
+def decode_unambiguous(document: bytes | str) -> Any:
+    """Return what JSON says that every reader reads alike: no object names a member twice, and no number is NaN.
+
+    Args:
+        document: as for `decode`.
+
+    Raises:
+        ValueError, RecursionError: if it is something else. They hold the document: do not chain them.
+    """
+    if is_too_deep(document):
+        raise RecursionError("The document has too many levels.")
+    text = document if isinstance(document, str) else document.decode()
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse objects that name a member twice: readers differ in which of the two they take."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("An object names a member twice.")
+    return members
+
+
+def _refuse_constant(_: str) -> None:
+    """Refuse NaN and the infinities, which JSON does not have."""
+    raise ValueError("JSON has no such number.")
 
 
 def is_too_deep(document: bytes | bytearray | str, levels: int = _MAX_DEPTH) -> bool:

@@ -176,6 +176,10 @@ def attest(
             roots=trust.roots,
             passed=announce,
         )
+        if verified.signing_algo != server.algorithm:
+            raise VerificationError(
+                f"Asked for the {server.algorithm} key, the server reported its other one.", code="algorithm_mismatch"
+            )
         return Attestation(answer.body, nonce, policy, collateral, spki_sha256, verified, now)
 
     try:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..documents import is_too_deep
+from ..documents import decode_unambiguous
 from ..errors import MalformedError, UsageError, VerificationError
 from ..hexadecimal import unhex
 from .answer import VerifiedAnswer, verify_answer
@@ -260,29 +260,15 @@ def _wrong(name: str) -> MalformedError:
 
 def _decode_object(written: bytes) -> tuple[dict[str, Any], str]:
     """Return the object in a file, and the digest of its members without `sha256`."""
-    if is_too_deep(written):
-        raise MalformedError("The bundle is nested too deeply.", code="bad_bundle")
     try:
-        members = json.loads(written.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        members = decode_unambiguous(written)
         return members, _digest({name: value for name, value in members.items() if name != "sha256"})
     except (ValueError, AttributeError, RecursionError):
         # Not chained: the decoder's exceptions hold the whole text.
         raise MalformedError(
-            "The bundle is not a JSON object, or names a member of an object twice.", code="bad_bundle"
+            "The bundle is not a JSON object, has too many levels, or names a member of an object twice.",
+            code="bad_bundle",
         ) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse objects that name a member twice: readers differ in which of the two they take."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
-
-
-def _refuse_constant(_: str) -> None:
-    """Refuse NaN and the infinities, which JSON does not have."""
-    raise ValueError
 
 
 def _digest(members: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..documents import UNDECODABLE, decode
+from ..documents import UNDECODABLE, decode_unambiguous
 from ..errors import UsageError
 from ..hexadecimal import unhex
 
@@ -30,7 +30,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require_tls_key: whether the report must bind the TLS key of the connection that it came over.
 
     Raises:
-        UsageError: `bad_policy` if a pin is not hex of its length.
+        UsageError: `bad_policy` if a pin is not hex of its length, or `tcb_statuses` is one text instead of several.
     """
 
     mr_td: tuple[str, ...] = ()
@@ -44,6 +44,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_tls_key: bool = False
 
     def __post_init__(self) -> None:
+        # In one text there are others: "OutOfDate" is in "OutOfDateConfigurationNeeded".
+        if isinstance(self.tcb_statuses, str):
+            raise UsageError("The policy's tcb_statuses must be a tuple of texts, not one text.", code="bad_policy")
         for name, length in _DIGEST_LENGTHS.items():
             if any(unhex(pin, length) is None for pin in getattr(self, name)):
                 raise UsageError(f"The policy's {name} must list values of {length} bytes in hex.", code="bad_policy")
@@ -86,15 +89,16 @@ def parse_policy(text: str | bytes) -> Policy:
         text: the JSON; without a member `policy` it is a `Policy`.
 
     Raises:
-        UsageError: `bad_policy` if it is something else, or has a member that no policy has.
+        UsageError: `bad_policy` if it is something else, has a member that no policy has, or one twice.
     """
     try:
-        fields = decode(text, dict[str, Any])
+        fields = decode_unambiguous(text)
         kind = _KINDS[fields.pop("policy", "Policy")]
         return msgspec.convert(fields, kind)
-    except (*UNDECODABLE, KeyError, TypeError) as error:
+    except (*UNDECODABLE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"The policy is not a JSON object with known members, or `policy` is not one of {', '.join(_KINDS)}.",
+            "The policy is not a JSON object that has known members, each once, and a `policy` that is one of "
+            f"{', '.join(_KINDS)}.",
             code="bad_policy",
         ) from error
 

@@ -26,10 +26,17 @@ __all__ = ["STEPS", "TrustedRoots", "VerifiedReport", "verify_report"]
 
 _NEVER_ESTABLISHED: Final = (
     "that nobody else holds the signing key: who runs the service that derives it does, and only rtmr3 pins which one",
+    "that the model has the weights its name suggests",
+)
+_GPUS_NEVER_ESTABLISHED: Final = (
     "that the GPUs' certificates have not been revoked",
     "that the GPUs' measurements are NVIDIA's reference measurements",
-    "that these are GPUs of the kind that the report names, and sit in the machine of the quote",
-    "that the model has the weights its name suggests",
+    "that these are GPUs of the kind that the report names, sit in the machine of the quote, and are all that it uses",
+)
+_NO_GPUS: Final = "that any GPU is in confidential mode: the report has none, and the policy asks for none"
+_CONNECTION_NOT_BOUND: Final = (
+    "that the connection ends in the machine: whoever ends it before that can read what is asked and answered "
+    "(require_tls_key)"
 )
 _SIMULATED: Final = "that any hardware stands behind this report: it is simulated"
 _UNPINNED: Final = "what software runs in the machine: the policy pins nothing"
@@ -231,7 +238,7 @@ def _check_gpus(evidence: _Evidence) -> str:
     if not payload.evidence_list:
         if evidence.policy.require_gpus:
             raise VerificationError("The report has no GPU evidence, and the policy asks for it.", code="gpu_missing")
-        return "none"
+        return f"{SKIPPED}there are none, and the policy asks for none"
     if unhex(payload.nonce, 32) != evidence.nonce:
         raise VerificationError("The GPU evidence is for another nonce.", code="gpu_nonce_mismatch")
     if evidence.claims.simulated:
@@ -312,6 +319,8 @@ def verify_report(
         not_established=(
             *((_SIMULATED,) if claims.simulated else ()),
             *_unpinned(policy),
+            *((_CONNECTION_NOT_BOUND,) if spki_sha256 is None else ()),
             *_NEVER_ESTABLISHED,
+            *(_GPUS_NEVER_ESTABLISHED if evidence.gpus else (_NO_GPUS,)),
         ),
     )

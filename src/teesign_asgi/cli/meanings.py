@@ -23,6 +23,7 @@ _BY_CODE: Final = {
         "The server runs in development mode. Nothing but its own word stands behind its answers, and anybody can "
         'pretend to be it. To try it all the same, give a --policy file with {"policy": "UnsafeSimulatedPolicy"}.'
     ),
+    "algorithm_mismatch": "The question for one of the two keys was changed on its way into one for the other.",
     "bad_address": _ALTERED,
     "public_key_mismatch": _ALTERED,
     "nonce_mismatch": "The report was not made for this question: an old one is replayed, or another's is passed on.",
