@@ -43,6 +43,7 @@ STALE_WINDOW: Final = 0.5
 
 _UNUSABLE: Final = (httpcore.NetworkError, httpcore.ProtocolError)
 _REFUSED: Final = (httpcore.TimeoutException, httpcore.ProxyError)
+_BROKEN_OFF: Final = (httpcore.TimeoutException, *_UNUSABLE)
 
 
 def default_pool(max_keepalive: int) -> Pool | httpcore.AsyncConnectionPool:
@@ -212,12 +213,11 @@ class BackendResponse:
         headers: names and values as they came.
     """
 
-    __slots__ = ("_pieces", "_response", "headers", "status")
+    __slots__ = ("_body", "headers", "status")
 
     def __init__(self, response: httpcore.Response) -> None:
-        assert isinstance(response.stream, AsyncIterable)
-        self._response = response
-        self._pieces = aiter(response.stream)
+        stream = response.stream
+        self._body = stream if isinstance(stream, Body) else _Streamed(response)
         self.status: Final[int] = response.status
         self.headers: Final[Headers] = response.headers
 
@@ -240,12 +240,9 @@ class BackendResponse:
             BackendError: if it breaks off, or nothing comes for too long.
         """
         try:
-            async for chunk in self._pieces:
-                if chunk:
-                    return chunk
-        except (httpcore.TimeoutException, *_UNUSABLE) as error:
+            return await self._body.next_chunk()
+        except _BROKEN_OFF as error:
             raise BackendError(_kind(error)) from None
-        return b""
 
     async def read(self, limit: int) -> bytes:
         """Return the first `limit` bytes of the body, or all if it is shorter.
@@ -260,9 +257,28 @@ class BackendResponse:
 
     async def aclose(self) -> None:
         """Be done with the response, which closes its connection unless it has been read to its end."""
-        if isinstance(self._pieces, Body):
-            await self._pieces.aclose()  # it waits for nobody, so it cannot be cut short
-            return
+        await self._body.aclose()
+
+
+class _Streamed:
+    """The body of a response that does not come from `Pool`, in the way of one that does."""
+
+    __slots__ = ("_pieces", "_response")
+
+    def __init__(self, response: httpcore.Response) -> None:
+        assert isinstance(response.stream, AsyncIterable)
+        self._response = response
+        self._pieces = aiter(response.stream)
+
+    async def next_chunk(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        async for chunk in self._pieces:
+            if chunk:
+                return chunk
+        return b""
+
+    async def aclose(self) -> None:
+        """Close the response, whoever else wants this to end."""
         with anyio.CancelScope(shield=True):
             if isinstance(self._pieces, AsyncGenerator):
                 await self._pieces.aclose()
