@@ -138,7 +138,7 @@ class Wire:
         lines = self.read_until(b"\r\n\r\n")[:-4].split(b"\r\n")
         version, _, rest = lines[0].partition(b" ")
         code, _, _ = rest.partition(b" ")
-        assert version == b"HTTP/1.1", lines[0]
+        assert version in (b"HTTP/1.1", b"HTTP/1.0"), lines[0]
         assert len(code) == 3, lines[0]
         headers = []
         for line in lines[1:]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -43,6 +45,26 @@ async def upstream(kind: Kind) -> AsyncIterator[AsyncRequestInterface]:
 
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
+
+
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_the_end_of_a_tls_connection_ends_no_response(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anybody on the way can bring that about; a length or a last chunk they cannot."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    upstream = default_pool(10)
+    with RawBackend(answers(OK, b"HTTP/1.1 200 OK\r\n\r\nhel"), context=context) as backend:
+        url = httpcore.URL(scheme=b"https", host=b"127.0.0.1", port=backend.port, target=b"/")
+        assert await fetch(upstream, url) == (200, b"hello")
+        with pytest.raises(BrokenResponseError):
+            await fetch(upstream, url)
+    await upstream.aclose()
+
 
 AGREED: list[tuple[str, bytes, tuple[int, bytes]]] = [
     ("a length", OK, (200, b"hello")),

@@ -26,6 +26,7 @@ from teesign.sources import Sources
 
 from .attestor import Attestor
 from .certificate import BoundCertificate, CertificateError
+from .client_connection import BreakOff
 from .drain import Drain
 from .errors import (
     StartError,
@@ -104,6 +105,7 @@ class App:
             delay=settings.drain_delay, timeout=settings.drain_timeout, linger=settings.drain_linger, clock=clock
         )
         self._stalls: Final = StallWatch(sending=settings.client_body_timeout, taking=settings.client_write_timeout)
+        self._break_off: Final = BreakOff()
         self._guard: Final = BearerCheck(settings.tokens)
         self._limiter: Final = RateLimiter(
             per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst, clock=clock
@@ -244,6 +246,8 @@ class App:
             await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             await answer_failure(error, request, reply, outcome)
+            if reply.status and not (reply.finished or outcome.client_gone or outcome.stalled):
+                await self._break_off(scope)
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
 

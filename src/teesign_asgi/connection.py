@@ -61,6 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_closed: Final = on_closed
         self._loop: Final = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None: not yet, or not any more
+        self._is_tls = False
         self._parser: ResponseParser | None = None  # None: idle
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -109,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
                 and whatever `body` raises. The connection is closed then.
         """
         assert self._transport is not None
-        self._parser = parser = ResponseParser(is_head=is_head)
+        self._parser = parser = ResponseParser(is_head=is_head, is_tls=self._is_tls)
         self._silence = math.inf if read_timeout is None else read_timeout
         self._transport.write(head)
         if body:
@@ -253,6 +254,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
         self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has

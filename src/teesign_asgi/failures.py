@@ -24,7 +24,7 @@ __all__ = ["answer_failure"]
 async def answer_failure(error: Exception, request: Request, reply: Reply, outcome: Outcome) -> None:
     """Answer a request that has failed, if nothing has been answered yet.
 
-    A response that has started is broken off by returning without its last body message.
+    A response that has started stays without its last body message, and is the caller's to break off.
 
     Args:
         error: what was raised.

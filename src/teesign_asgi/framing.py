@@ -10,7 +10,8 @@ since a response that two programs could read in two ways is how one client gets
 
     - a head, an interim head and whatever else carries no body are bounded together, by `MAX_HEAD`
     - interim responses are skipped, at most `MAX_INTERIM` of them; 101 is refused, since nobody asked to switch
-    - the body is framed by one length, or by the chunked coding alone, or by the end of the connection
+    - the body is framed by one length, or by the chunked coding alone, or by the end of the connection; but not by the
+      end of a TLS connection, which anybody on the way can bring about (RFC 9112 section 9.8)
     - what comes after the end makes the connection unusable, but the response stays what it is; where it could not
       be seen, which is behind the answer to HEAD that declares chunks, the connection is not used again either
 
@@ -49,6 +50,7 @@ class ResponseParser:
 
     Args:
         is_head: whether the request was HEAD, whose response has no body whatever its head says.
+        is_tls: whether the connection is encrypted.
 
     Attributes:
         status: the status code once the head has come whole, 0 before.
@@ -67,6 +69,7 @@ class ResponseParser:
         "_interim",
         "_is_chunked",
         "_is_head",
+        "_is_tls",
         "_parser",
         "_pieces",
         "begun",
@@ -78,8 +81,9 @@ class ResponseParser:
         "version",
     )
 
-    def __init__(self, *, is_head: bool = False) -> None:
+    def __init__(self, *, is_head: bool = False, is_tls: bool = False) -> None:
         self._is_head = is_head
+        self._is_tls = is_tls
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._barren = 0
         self._head_size = 0
@@ -192,11 +196,13 @@ class ResponseParser:
                 codings.append(value.lower())
         if lengths + len(codings) > 1 or codings not in ([], [b"chunked"]):
             raise _RefusedError
+        has_body = not self._is_head and status not in (204, 304)
+        self._ends_with_connection = has_body and not lengths and not codings
+        if self._ends_with_connection and self._is_tls:
+            raise _RefusedError
         self.status = status
         self._barren = 0
         self._head_size = 0
-        has_body = not self._is_head and status not in (204, 304)
-        self._ends_with_connection = has_body and not lengths and not codings
         self._is_chunked = has_body and bool(codings)
         if self._is_head:
             self._complete()

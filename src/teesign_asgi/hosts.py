@@ -1,7 +1,8 @@
 """Servers that the app must not run under, since they undo what it promises.
 
-A response that breaks off is ended by returning without its last body message, and the server breaks the connection
-off in turn. One that ends the response in an orderly way instead makes half an answer look like a whole one.
+A response that breaks off is left without its last body message. Its connection is ended by `client_connection`, where
+that finds it; elsewhere, and over HTTP/2, it is the server that has to break it off. One that ends the response in an
+orderly way instead makes half an answer look like a whole one.
 """
 
 from __future__ import annotations

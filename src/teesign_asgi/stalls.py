@@ -11,33 +11,28 @@ A request that has stopped for its time is cut: its task is cancelled, which clo
 `ClientStalledError` comes out in its place. The sweep runs only while requests are open.
 
 That leaves the connection to the client. A server closes it in an orderly way, once everything that it and the kernel
-hold for the client has been taken; which is never. ASGI has no message for this, so `hang_up` finds the sockets among
-those of this process, and resets them. That comes first, as one server (hypercorn on trio) lets nobody cancel `send`.
-A client whose request has stopped is told so first; but some servers (granian) may then wait for the rest of it all the
-same, so its connection is ended, in an orderly way, a second later.
+hold for the client has been taken; which is never. So it is reset, by `hang_up`. That comes first, as one server
+(hypercorn on trio) lets nobody cancel `send`. A client whose request has stopped is told so first; but some servers
+(granian) may then wait for the rest of it all the same, so its connection is ended, in an orderly way, a second later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
-import socket
-import struct
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import anyio
 
+from .client_connection import hang_up
 from .errors import ClientDisconnectedError, ClientStalledError
 from .http import Reply, Request
 from .tasks import on_asyncio, run_in_background
 from .types import Scope
 
-__all__ = ["StallWatch", "hang_up"]
+__all__ = ["StallWatch"]
 
 _SWEEPS: Final = 10
 """How many sweeps there are in the shorter one of the two times: it is kept to so many parts."""
@@ -47,8 +42,6 @@ PAUSE: Final = 1.0
 
 FAREWELL: Final = 1.0
 """Seconds that a client whose request has stopped gets to read why, until its connection is ended."""
-
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 
 
 class _Open:
@@ -144,7 +137,7 @@ class StallWatch:
                 stalled = [entry for entry in self._open if self._has_stalled(entry, now)]
                 if any(entry.stalled == "response" for entry in stalled):
                     scopes = [entry.scope for entry in stalled if entry.stalled == "response"]
-                    await anyio.to_thread.run_sync(hang_up, scopes)
+                    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=True))
                 for entry in stalled:
                     if entry in self._open:
                         entry.cut()
@@ -172,55 +165,3 @@ class StallWatch:
         elif now - entry.since >= limit:
             entry.stalled = "response" if entry.reply.is_sending else "request"
         return entry.stalled is not None
-
-
-def hang_up(scopes: Iterable[Scope], *, reset: bool = True) -> int:
-    """End the connections that requests came over.
-
-    To be called from a thread: it looks at every descriptor of the process.
-
-    Args:
-        scopes: the requests'. Their `client` must be the socket's own peer, which it is not where a server puts a
-            forwarded address there, nor on Unix sockets.
-        reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
-
-    Returns:
-        How many connections were found. None is where there is no `/proc`; and none of HTTP/2 is looked for, since such
-        a connection carries other responses too.
-    """
-    sought = {
-        _Ends(str(scope["client"][0]), int(scope["client"][1] or 0), int(scope["server"][1] or 0))
-        for scope in scopes
-        if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
-    }
-    found = 0
-    with suppress(OSError):
-        for entry in Path("/proc/self/fd").iterdir():
-            with suppress(OSError):
-                found += entry.readlink().name.startswith("socket:") and _end_if_among(
-                    int(entry.name), sought, reset=reset
-                )
-    return found
-
-
-class _Ends(NamedTuple):
-    """What a connection is known by: the client's address and port, and ours."""
-
-    client: str
-    client_port: int
-    own_port: int
-
-
-def _end_if_among(descriptor: int, sought: set[_Ends], *, reset: bool) -> bool:
-    """End a socket's connection if it is one of these."""
-    # The duplicate cannot become another file while it is looked at, as the original can.
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
-            return False
-        client, client_port, *_ = found.getpeername()
-        if _Ends(client, client_port, found.getsockname()[1]) not in sought:
-            return False
-        if reset:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        found.shutdown(socket.SHUT_RDWR)
-        return True

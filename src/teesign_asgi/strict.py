@@ -53,6 +53,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream: Final = stream
+        self._is_tls: Final = stream.get_extra_info("ssl_object") is not None
         self._parser: ResponseParser | None = None
         self._is_spoilt = False
 
@@ -75,7 +76,7 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's interface
         """Write bytes. Those after a whole response begin the next request."""
         if self._parser is None:
-            self._parser = ResponseParser(is_head=buffer.startswith(b"HEAD "))
+            self._parser = ResponseParser(is_head=buffer.startswith(b"HEAD "), is_tls=self._is_tls)
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:

@@ -1,0 +1,126 @@
+"""The connections that requests came over: found among this process's sockets, and ended.
+
+ASGI has no message that ends a connection. An app that leaves a response unfinished relies on the server to break the
+connection off, and not every server can be seen from here: middleware of the host (Starlette's `BaseHTTPMiddleware`)
+ends such a response as if it were whole, and to a client of HTTP/1.0 the end of the connection is the end of the
+response. So the socket is looked for by the addresses of its two ends, and ended:
+
+    in order     everything that was sent is delivered, and then the end, without the last chunk of HTTP/1.1
+    by a reset   everything is forgotten, and the client told that the connection has broken
+
+Nothing is found where there is no `/proc`, on Unix sockets, and where a server puts a forwarded address into the scope;
+and nothing is looked for on HTTP/2, whose connections carry other responses too. There it is up to the server alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from .tasks import run_in_background
+from .types import Scope
+
+__all__ = ["BreakOff", "hang_up"]
+
+FLUSH: Final = 0.05
+"""Seconds that a server and a host get to write what they were given, until a response is broken off."""
+
+_UNSPECIFIED: Final = bytes(16)  # struct sockaddr, of family AF_UNSPEC
+
+
+class BreakOff:
+    """Break off responses that have begun: many at once where a backend has failed, with one look for all of them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Scope] = []
+        self._done: anyio.Event | None = None  # for those who wait
+
+    async def __call__(self, scope: Scope) -> None:
+        """End the connection of a request whose response has begun and must not look whole; wait until it has ended.
+
+        Args:
+            scope: the request's.
+        """
+        self._waiting.append(scope)
+        if self._done is None:
+            self._done = anyio.Event()
+            run_in_background(partial(self._end_all, self._done))
+        await self._done.wait()
+
+    async def _end_all(self, done: anyio.Event) -> None:
+        await anyio.sleep(FLUSH)
+        scopes, self._waiting, self._done = self._waiting, [], None
+        try:
+            for reset in (True, False):
+                some = [scope for scope in scopes if _ends_with_connection(scope) is reset]
+                if some:
+                    await anyio.to_thread.run_sync(partial(hang_up, some, reset=reset))
+        finally:
+            done.set()
+
+
+def _ends_with_connection(scope: Scope) -> bool:
+    """Tell whether the end of the connection is the end of the response: before HTTP/1.1, which granian calls "1"."""
+    return scope.get("http_version", "1.1") in ("0.9", "1.0", "1")
+
+
+def hang_up(scopes: Iterable[Scope], *, reset: bool) -> int:
+    """End the connections that requests came over.
+
+    To be called from a thread: it looks at every descriptor of the process.
+
+    Args:
+        scopes: the requests'. Their `client` must be the socket's own peer.
+        reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
+
+    Returns:
+        How many connections were found.
+    """
+    sought = {
+        _Ends(str(scope["client"][0]), int(scope["client"][1] or 0), int(scope["server"][1] or 0))
+        for scope in scopes
+        if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
+    }
+    found = 0
+    with suppress(OSError):
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                found += entry.readlink().name.startswith("socket:") and _end_if_among(
+                    int(entry.name), sought, reset=reset
+                )
+    return found
+
+
+class _Ends(NamedTuple):
+    """What a connection is known by: the client's address and port, and ours."""
+
+    client: str
+    client_port: int
+    own_port: int
+
+
+def _end_if_among(descriptor: int, sought: set[_Ends], *, reset: bool) -> bool:
+    """End a socket's connection if it is one of these."""
+    # The duplicate cannot become another file while it is looked at, as the original can.
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+            return False
+        client, client_port, *_ = found.getpeername()
+        if _Ends(client, client_port, found.getsockname()[1]) not in sought:
+            return False
+        if reset:
+            # Whatever the server does to end a connection in order comes too late after this; `shutdown` would send
+            # the end first, and SO_LINGER has no effect before the server closes its own descriptor.
+            ctypes.CDLL(None).connect(found.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
+        else:
+            found.shutdown(socket.SHUT_RDWR)
+        return True

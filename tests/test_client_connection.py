@@ -1,0 +1,99 @@
+"""Responses that break off look broken, under every server and behind a host's middleware, to old clients as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, cast
+
+import fastapi
+import pytest
+from backend import Backend, Call, event_stream, head
+from raw_client import RawResponse, connect, request_bytes
+from servers import ALL_KINDS, TOKEN, Kind, serve, settings_for
+from wire import Client
+
+from teesign.testing import fixed_pair
+from teesign_asgi import App
+from teesign_asgi.types import ASGIApp
+
+CHAT, JSON = "/v1/chat/completions", b"content-type: application/json"
+EVENT = b'data: {"id":"an-id"}\n\n'
+DECLARED = head(200, b"content-type: audio/mpeg", b"content-length: 9") + b"half"
+
+Host = Literal["alone", "middleware"]
+
+
+def _hosted(app: App, host: Host) -> ASGIApp:
+    if host == "alone":
+        return app
+    outer = fastapi.FastAPI()
+
+    @outer.middleware("http")
+    async def passing_on(request: fastapi.Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    outer.mount("/", cast(Any, app))
+    return cast(ASGIApp, outer)
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Backend]:
+    """A backend whose answers break off."""
+    with Backend() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[f"{kind} {host}" for kind in ALL_KINDS for host in ("alone", "middleware")])
+def port(request: pytest.FixtureRequest, backend: Backend) -> Iterator[int]:
+    """A proxy under each server, by itself and behind middleware of Starlette's base class."""
+    kind, host = cast(tuple[Kind, Host], request.param.split())
+    with serve(_hosted(App(settings_for(backend.url), pair=fixed_pair()), host), kind) as running:
+        yield running
+
+
+def ask(port: int, version: bytes) -> tuple[RawResponse, str]:
+    """Return the response to a client of this version, and how the connection ended."""
+    question = request_bytes("POST", CHAT, b'{"stream":true}', JSON, token=TOKEN)
+    with connect(port) as wire:
+        wire.send(question.replace(b" HTTP/1.1", b" HTTP/" + version, 1))
+        response = wire.response()
+        wire.wait_for_end()
+        return response, wire.ended_by
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_stream_that_breaks_off_does_not_look_whole(port: int, backend: Backend, version: bytes) -> None:
+    """There is no last chunk; and where the end of the connection ends a response, the connection is reset."""
+    backend.play(event_stream(EVENT, end=False))
+    response, ended_by = ask(port, version)
+    assert (response.status, response.whole) == (200, False)
+    assert response.framing != "close" or ended_by == "reset"
+
+
+def test_what_came_before_is_delivered(port: int, backend: Backend) -> None:
+    """A client of HTTP/1.1 gets all that there was."""
+    backend.play(event_stream(EVENT, EVENT, end=False))
+    response, _ = ask(port, b"1.1")
+    assert (response.whole, response.body) == (False, EVENT * 2)
+
+
+def test_a_body_of_declared_length_that_breaks_off_does_not_look_whole(port: int, backend: Backend) -> None:
+    """It is shorter than declared."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(DECLARED)
+        call.close()
+
+    backend.play(script)
+    response, _ = ask(port, b"1.1")
+    assert (response.whole, response.body) == (False, b"half")
+
+
+def test_many_break_off_at_once(port: int, backend: Backend) -> None:
+    """As where a backend dies; and the next client is served."""
+    backend.play(event_stream(EVENT, end=False))
+    with ThreadPoolExecutor(20) as clients:
+        assert not any(response.whole for response, _ in clients.map(lambda _: ask(port, b"1.1"), range(40)))
+    assert Client(port, TOKEN).get("/version").status == 200
