@@ -65,6 +65,11 @@ ROWS: dict[str, Row] = {
         "the client stops within its head, or sends it byte by byte for ever",
         (f"{CLIENT}test_a_head_that_never_ends", f"{CLIENT}test_a_slow_head"),
     ),
+    "silent connection": Row(
+        "the client connects and asks for nothing, or begins with HTTP/2 and does not go on",
+        (f"{CLIENT}test_a_connection_that_asks_for_nothing",),
+        ITS_OWN,
+    ),
     "upload stalls": Row(
         "the client stops within its body",
         (f"{STALLS}test_an_upload_that_stops", f"{STALLS}test_an_upload_of_which_nothing_comes"),

@@ -8,8 +8,10 @@ import select
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -160,22 +162,29 @@ def test_a_bad_token_before_any_body(running: Bench) -> None:
 # --- clients that are slow
 
 
-def settings_of_the_server(monkeypatch: pytest.MonkeyPatch) -> HTTP1Settings:
+def settings_of_the_server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return what `teesign serve` has its server do with connections."""
     server = Mock()
     monkeypatch.setattr(serve, "Server", server)
     serve.run_server(dict, address="127.0.0.1", port=0)
-    settings: HTTP1Settings = server.call_args.kwargs["http1_settings"]
-    return settings
+    return {name: value for name, value in server.call_args.kwargs.items() if name in {"http", "http1_settings"}}
+
+
+@contextmanager
+def impatient_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Run a server like that of `teesign serve`, but for the time in which a head must come: half a second."""
+    settings = settings_of_the_server(monkeypatch)
+    http1: HTTP1Settings = settings["http1_settings"]
+    assert http1.header_read_timeout <= 30_000
+    settings["http1_settings"] = replace(http1, header_read_timeout=500)
+    monkeypatch.setattr(servers, "Granian", partial(Granian, **settings))
+    with bench("granian") as made:
+        yield made
 
 
 def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server that `teesign serve` runs gives a head 30 s, however it trickles in; others are served meanwhile."""
-    settings = settings_of_the_server(monkeypatch)
-    assert settings.header_read_timeout <= 30_000
-    impatient = partial(Granian, http1_settings=replace(settings, header_read_timeout=500))
-    monkeypatch.setattr(servers, "Granian", impatient)
-    with bench("granian") as made, made.connect() as wire:
+    with impatient_server(monkeypatch) as made, made.connect() as wire:
         begun = time.monotonic()
         with contextlib.suppress(OSError):
             while not select.select([wire.socket], [], [], 0.05)[0]:
@@ -184,6 +193,20 @@ def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         with made.case() as case:
             case.exchange(chat_request(), "signed")
         assert wire.response().status in (0, 408)
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"P", PREFACE[:-3], PREFACE, PREFACE + NO_SETTINGS], ids=["nothing", "P", "part", "h2", "settings"]
+)
+def test_a_connection_that_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """The server that `teesign serve` runs does not keep it: silent from the start, or as HTTP/2 begins."""
+    with impatient_server(monkeypatch) as made, made.connect() as wire:
+        wire.send(begun)
+        wire.wait_for_end(10)
 
 
 def test_a_slow_but_steady_upload(running: Bench) -> None:

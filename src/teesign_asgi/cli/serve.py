@@ -18,7 +18,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Final
 
 import click
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
@@ -91,6 +91,9 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         address=address,
         port=port,
         interface=Interfaces.ASGI,
+        # By itself it would wait for ever for the first bytes, to see whether they are HTTP/2, and as long for what
+        # follows them if they are. The time limit for heads is HTTP/1's alone.
+        http=HTTPModes.http1,
         websockets=False,
         backpressure=_MAX_CONNECTIONS,
         http1_settings=HTTP1Settings(max_buffer_size=_HTTP1_BUFFER),
