@@ -8,7 +8,7 @@ from __future__ import annotations
 from urllib.parse import unquote_to_bytes
 
 from teesign_asgi.errors import HttpError
-from teesign_asgi.routes import ADMINISTRATIVE_PATHS, CATCH_ALL, check_backend_path, find_endpoint
+from teesign_asgi.routes import ADMINISTRATIVE_PATHS, CATCH_ALL, READABLE_PATHS, check_backend_path, find_endpoint
 
 SEEDS = [
     b"/v1/chat/completions",
@@ -18,6 +18,7 @@ SEEDS = [
     b"//evil/%5c%00",
     b"/.//Sleep;x=y",
     b"/%2525252573leEp",
+    b"/slots/0/;a",
 ]
 DECODINGS = 5
 
@@ -30,7 +31,7 @@ def check(data: bytes) -> None:
     except HttpError as error:
         assert error.status == 405
     try:
-        check_backend_path(data, allow_administrative=False)
+        check_backend_path("POST", data, allow_administrative=False)
     except HttpError as error:
         assert error.status in (400, 404)
         return
@@ -42,5 +43,5 @@ def check(data: bytes) -> None:
         assert not {b"\\", b"\0"} & {text[i : i + 1] for i in range(len(text))}
         assert text.count(b"/") == data.count(b"/")
         meaning = b"/" + b"/".join(segment for segment in segments if segment not in (b"", b"."))
-        assert meaning.lower().decode("latin-1") not in ADMINISTRATIVE_PATHS
+        assert meaning.lower().decode("latin-1") not in ADMINISTRATIVE_PATHS | READABLE_PATHS
         text = unquote_to_bytes(text)

@@ -789,6 +789,13 @@ def test_administrative_paths_are_not_there(proxy: Stack, path: str) -> None:
     assert proxy.backend.connections == 0
 
 
+def test_what_an_engine_says_of_its_model_is_not_changed(proxy: Stack) -> None:
+    """Clients may read where operators change something for all of them."""
+    assert proxy.client.get("/props").status == 200
+    proxy.client.post("/props", b"{}").assert_error(404, "not_found")
+    assert proxy.backend.call.method == "GET"
+
+
 @pytest.mark.parametrize("path", ["/sleeping", "/v1/sleep", "/v1/docs", "/sleep/now", "/v1/shutdown"])
 def test_other_paths_are_not_administrative(proxy: Stack, path: str) -> None:
     """Paths that only look similar pass."""

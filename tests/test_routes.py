@@ -43,6 +43,16 @@ ADMINISTRATIVE = """
     /init_weights_update_group /release_memory_occupation /resume_memory_occupation /get_weights_by_name
     /get_internal_state /set_internal_state /start_expert_distribution_record /load_lora_adapter /unload_lora_adapter
     /docs /redoc /openapi.json /shutdown
+    /abort_requests /is_paused /is_scaling_elastic_ep /reset_encoder_cache /init_weight_transfer_engine
+    /start_weight_update /start_draft_weight_update /finish_weight_update /update_weight_version /weight_info
+    /weight_checker /get_world_size /fault_tolerance/apply /fault_tolerance/status
+    /pause_generation /continue_generation /update_weights_from_ipc /destroy_weights_update_group
+    /init_weights_send_group_for_remote_instance /send_weights_to_remote_instance /load_lora_adapter_from_tensors
+    /configure_logging /set_trace_level /start_trace /stop_trace /slow_down /freeze_gc /get_server_info
+    /stop_expert_distribution_record /dump_expert_distribution_record /clear_hicache_storage_backend
+    /hicache/storage-backend /hicache/storage-backend/clear /dumper/configure
+    /add_external_corpus /remove_external_corpus /list_external_corpora
+    /slots /slots/0 /models/load /models/unload /cors-proxy /tools /v1/streams
 """
 
 
@@ -130,12 +140,11 @@ def test_overrides_are_fields_of_the_settings(endpoint: Endpoint) -> None:
     assert getattr(Settings(model_name="m", tokens=("t",)), endpoint.backend_url) is None
 
 
-def refusal(path: str | bytes, *, allow_administrative: bool = False) -> HttpError | None:
+def refusal(path: str | bytes, method: str = "POST", *, allow_administrative: bool = False) -> HttpError | None:
     """Return how the catch-all refuses a path, or None if it does not."""
+    raw_path = path.encode("latin-1") if isinstance(path, str) else path
     try:
-        check_backend_path(
-            path.encode("latin-1") if isinstance(path, str) else path, allow_administrative=allow_administrative
-        )
+        check_backend_path(method, raw_path, allow_administrative=allow_administrative)
     except HttpError as error:
         return error
     return None
@@ -157,6 +166,10 @@ def refusal(path: str | bytes, *, allow_administrative: bool = False) -> HttpErr
         "/a;b=c",
         "/a%3Fb%23c",
         "/sleeping",
+        "/slots-of-time",
+        "/hicache",
+        "/v1/stream/own",
+        "/open_session",
         "/v1/docs",
         "/a/sleep",
         "/%25252525252e%25252525252e",  # encoded more often than any server decodes
@@ -248,3 +261,15 @@ def test_administrative_paths_are_not_there(path: str) -> None:
         assert error is not None, spelling
         assert (error.status, error.type) == (404, "not_found")
         assert refusal(spelling, allow_administrative=True) is None
+
+
+@pytest.mark.parametrize("path", ["/props", "/models", "/lora-adapters"])
+def test_what_clients_may_read_only_operators_change(path: str) -> None:
+    """llama.cpp says by GET what its clients need to know, and takes changes for all of them on the same path."""
+    for method in ("GET", "HEAD", "OPTIONS"):
+        assert refusal(path, method) is None
+    for method in ("POST", "PUT", "DELETE", "PATCH", "post", "QUERY"):
+        error = refusal(path.upper() + "/", method)
+        assert error is not None, method
+        assert (error.status, error.type) == (404, "not_found")
+        assert refusal(path, method, allow_administrative=True) is None

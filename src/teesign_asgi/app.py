@@ -295,7 +295,8 @@ class App:
         check_target(request.target)
         url = served.url
         if url is None:
-            check_backend_path(request.raw_path, allow_administrative=self.settings.allow_backend_admin)
+            allowed = self.settings.allow_backend_admin
+            check_backend_path(request.method, request.raw_path, allow_administrative=allowed)
             url = join_url(self._backend_url, request.raw_path, request.query)
         elif request.query:
             url = join_url(url, query=request.query)

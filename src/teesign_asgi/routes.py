@@ -126,18 +126,40 @@ CATCH_ALL: Final = Endpoint("", "catch-all", Handling.RELAY_ANYTHING, signed=Tru
 _BY_PATH: Final[Mapping[str, Endpoint]] = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 _SIGNATURES: Final = _BY_PATH["/v1/signature/"]
 
-_BOTH_ENGINES: Final = "/docs /redoc /openapi.json /shutdown"
+_COMMON: Final = "/docs /redoc /openapi.json /shutdown"
 _VLLM: Final = """
-    /sleep /wake_up /is_sleeping /collective_rpc /reset_prefix_cache /reset_mm_cache /start_profile /stop_profile
-    /server_info /scale_elastic_ep /v1/load_lora_adapter /v1/unload_lora_adapter /update_weights /pause /resume
+    /sleep /wake_up /is_sleeping /pause /resume /is_paused /abort_requests /collective_rpc /server_info
+    /reset_prefix_cache /reset_mm_cache /reset_encoder_cache /start_profile /stop_profile
+    /scale_elastic_ep /is_scaling_elastic_ep /fault_tolerance/ /v1/load_lora_adapter /v1/unload_lora_adapter
+    /init_weight_transfer_engine /start_weight_update /start_draft_weight_update /update_weights /finish_weight_update
+    /update_weight_version /weight_info /weight_checker /get_world_size
 """
 _SGLANG: Final = """
-    /flush_cache /abort_request /update_weights_from_disk /update_weights_from_tensor /update_weights_from_distributed
-    /init_weights_update_group /release_memory_occupation /resume_memory_occupation /get_weights_by_name
-    /get_internal_state /set_internal_state /start_expert_distribution_record /load_lora_adapter /unload_lora_adapter
+    /flush_cache /clear_hicache_storage_backend /hicache/storage-backend/ /abort_request
+    /pause_generation /continue_generation /slow_down /freeze_gc
+    /update_weights_from_disk /update_weights_from_tensor /update_weights_from_distributed /update_weights_from_ipc
+    /init_weights_update_group /destroy_weights_update_group /get_weights_by_name
+    /init_weights_send_group_for_remote_instance /send_weights_to_remote_instance
+    /release_memory_occupation /resume_memory_occupation
+    /get_internal_state /set_internal_state /get_server_info
+    /configure_logging /set_trace_level /start_trace /stop_trace
+    /start_expert_distribution_record /stop_expert_distribution_record /dump_expert_distribution_record /dumper/
+    /load_lora_adapter /load_lora_adapter_from_tensors /unload_lora_adapter
+    /add_external_corpus /remove_external_corpus /list_external_corpora
 """
-ADMINISTRATIVE_PATHS: Final = frozenset(f"{_BOTH_ENGINES} {_VLLM} {_SGLANG}".split())
-"""What engines offer to their operators; a client's token is not the operator's."""
+_LLAMA_CPP: Final = "/slots/ /models/load /models/unload /cors-proxy /tools /v1/streams"
+ADMINISTRATIVE_PATHS: Final = frozenset(f"{_COMMON} {_VLLM} {_SGLANG} {_LLAMA_CPP}".split())
+"""What engines offer to their operators; a client's token is not the operator's.
+
+One that ends in a slash stands for the path without it, too, and for everything below. Sglang's sessions are not among
+them: clients open them for their own requests.
+"""
+
+READABLE_PATHS: Final = frozenset(("/props", "/models", "/lora-adapters"))
+"""Where llama.cpp tells clients about its model, and takes changes of it for all of them."""
+
+_BELOW: Final = tuple(path for path in ADMINISTRATIVE_PATHS if path.endswith("/"))
+_SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))  # RFC 9110 section 9.2.1
 
 _MAX_DECODINGS: Final = 5
 _TARGET: Final = re.compile(rb"[!-~]+")
@@ -190,10 +212,11 @@ def check_target(target: bytes) -> None:
         raise bad_request("The request target holds bytes that must be percent-encoded")
 
 
-def check_backend_path(raw_path: bytes, *, allow_administrative: bool) -> None:
+def check_backend_path(method: str, raw_path: bytes, *, allow_administrative: bool) -> None:
     """Refuse a catch-all path that could mean something else to the backend than it does here.
 
     Args:
+        method: the request's method: some administrative paths may be read.
         raw_path: the path as it came, percent-encoded.
         allow_administrative: whether administrative paths of the engines may pass.
 
@@ -212,8 +235,14 @@ def check_backend_path(raw_path: bytes, *, allow_administrative: bool) -> None:
             raise bad_request("The path holds an encoded slash")
         text = decoded
     _check_segments(text)
-    if not allow_administrative and _canonical(text) in ADMINISTRATIVE_PATHS:
+    if not allow_administrative and _is_administrative(method, _canonical(text)):
         raise not_found("Not found")
+
+
+def _is_administrative(method: str, path: str) -> bool:
+    if path in READABLE_PATHS:
+        return method not in _SAFE_METHODS
+    return path in ADMINISTRATIVE_PATHS or f"{path}/".startswith(_BELOW)
 
 
 def _check_segments(text: str) -> None:
