@@ -668,8 +668,11 @@ async def test_reports_need_a_token_unless_they_are_public() -> None:
 async def test_a_certificate_that_cannot_be_read_fails_the_report(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a client that asked for the binding; with the cause in the log."""
-    app = app_with(tls_cert_path=tmp_path / "cert.pem")
+    """Of a client that asked for the binding; with the cause in the log. It was there when the app was built."""
+    path = tmp_path / "cert.pem"
+    path.write_text("-----BEGIN CERTIFICATE-----")
+    app = app_with(tls_cert_path=path)
+    path.unlink()
     asked = await client(app).ask("GET", "/v1/attestation/report?include_tls_fingerprint=1")
     assert asked.error == SERVER_ERROR
     assert "TLS_CERT_PATH cannot be read" in caplog.text

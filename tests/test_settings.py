@@ -316,3 +316,60 @@ def test_secrets_do_not_reach_other_processes(monkeypatch: pytest.MonkeyPatch) -
     environment = worker_environment()
     assert "TOKEN" not in environment
     assert environment["MODEL_NAME"] == "some/model"
+
+
+OWN: dict[str, Any] = {"model_name": "m", "tokens": ("t",)}
+
+BAD_KEYWORDS: list[tuple[str, object, str]] = [
+    ("tokens", "long-secret-token", "one text"),
+    ("tokens", (), "holds no token"),
+    ("tokens", ("t", ""), "an empty token"),
+    ("tokens", ("t", " "), "no Authorization header can carry"),
+    ("tokens", ("one,two",), "no Authorization header can carry"),
+    ("tokens", ("two words",), "no Authorization header can carry"),
+    ("model_name", "", "is empty"),
+    ("backend_url", "localhost:8000", "is not an http or https URL"),
+    ("rerank_url", "http://user:secret@host/", "holds a user name"),
+    ("max_request_bytes", -1, "is not a whole number"),
+    ("max_keepalive", 2.5, "is not a whole number"),
+    ("rate_limit_per_second", 0, "is less than 1"),
+    ("listen_port", 65536, "is more than 65535"),
+    ("client_body_timeout", 0.0, "is not a positive number"),
+    ("signature_ttl", float("nan"), "is not a positive number"),
+    ("dev", "perhaps", "is not a boolean"),
+    ("signed_text", "v3", "is none of"),
+    ("tls_cert_path", Path("/nowhere.pem"), "names a file that cannot be read"),
+    ("gpu_evidence_command", "worker '", "is no command line"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "complaint"), BAD_KEYWORDS)
+def test_bad_keywords(name: str, value: object, complaint: str) -> None:
+    """Whoever builds settings in a program is told of what a variable could not hold, by the field's name."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{**OWN, name: value})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{name} ")
+    assert complaint in problem
+    assert "secret" not in problem
+
+
+def test_every_bad_keyword_is_reported_at_once() -> None:
+    """As it is for variables."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(model_name=" ", tokens=(), listen_port=0)
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["model_name", "tokens", "listen_port"]
+
+
+def test_keywords_are_held_as_variables_are() -> None:
+    """A URL without the slash at its end, to which a path can be appended; tokens as a tuple."""
+    settings = Settings(model_name=" m ", tokens=["one", "two"], backend_url="http://h/", score_url=" http://s/x/ ")  # type: ignore[arg-type] # a list does as well
+    assert (settings.model_name, settings.tokens) == ("m", ("one", "two"))
+    assert (settings.backend_url, settings.score_url) == ("http://h", "http://s/x")
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, text, _ in GOOD])
+def test_what_a_variable_holds_can_be_a_keyword(name: str, text: str) -> None:
+    """Both ways lead to the same settings."""
+    settings = Settings.from_mapping({**REQUIRED, name: text})
+    assert Settings(**{field: getattr(settings, field) for field in VARIABLES}) == settings

@@ -23,7 +23,8 @@ class SettingsError(ProxyError):
     """The configuration cannot be used.
 
     Args:
-        problems: one sentence each: the variable, what is wrong with its value, and an example of a good one.
+        problems: one sentence each: the variable, or the field of `Settings`, what is wrong with its value, and for a
+            variable an example of a good one.
 
     Attributes:
         problems: the same.

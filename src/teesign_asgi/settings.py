@@ -61,7 +61,11 @@ def _variable(
 class Settings:
     """Everything that an operator can choose; see the wire contract's section 10 for each. Never changes.
 
-    Build it with `Settings.from_mapping(os.environ)`, or from keyword arguments, whose names and types are these.
+    Build it with `Settings.from_mapping(os.environ)`, or from keyword arguments, whose names and types are these. They
+    are checked as the variables are, and held in the same form: a URL without slashes at its end.
+
+    Raises:
+        SettingsError: with every problem that the arguments have. No value is quoted.
     """
 
     model_name: str = _variable(
@@ -265,6 +269,21 @@ class Settings:
         default="info",
     )
 
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        for name, variable in VARIABLES.items():
+            value = getattr(self, name)
+            try:
+                if name == "tokens":
+                    value = values.check_tokens(value)
+                elif value is not None:
+                    value = variable.parse(str(value))
+            except ValueError as problem:
+                problems.append(f"{name} {problem}")
+            object.__setattr__(self, name, value)
+        if problems:
+            raise SettingsError(tuple(problems))
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, str]) -> Settings:
         """Read the settings from environment variables.
@@ -276,20 +295,20 @@ class Settings:
         Raises:
             SettingsError: with every problem there is. No value is quoted: it may be a secret in the wrong place.
         """
-        values: dict[str, Any] = {}
+        chosen: dict[str, Any] = {}
         problems: list[str] = []
         for name, variable in VARIABLES.items():
             text = mapping.get(variable.name, "")
             try:
                 if text:
-                    values[name] = variable.parse(text)
+                    chosen[name] = variable.parse(text)
                 elif name in _REQUIRED:
                     raise ValueError("is not set")
             except ValueError as problem:
                 problems.append(f"{variable.name} {problem}. Example: {variable.name}={variable.example}")
         if problems:
             raise SettingsError(tuple(problems))
-        return cls(**values)
+        return cls(**chosen)
 
     @property
     def may_simulate_gpus(self) -> bool:

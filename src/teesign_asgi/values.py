@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import httpcore
 
-__all__ = ["boolean", "certificate", "choice", "command_line", "integer", "seconds", "text", "tokens", "url"]
+__all__ = [
+    "boolean",
+    "certificate",
+    "check_tokens",
+    "choice",
+    "command_line",
+    "integer",
+    "seconds",
+    "text",
+    "tokens",
+    "url",
+]
 
 _TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _FALSE: Final = frozenset(("0", "false", "no", "off"))
@@ -31,10 +42,25 @@ def text(value: str) -> str:
 
 def tokens(value: str) -> tuple[str, ...]:
     """Take bearer tokens, separated by commas."""
-    found = tuple(token for token in (part.strip() for part in value.split(",")) if token)
+    return check_tokens(token for token in (part.strip() for part in value.split(",")) if token)
+
+
+def check_tokens(values: Iterable[str]) -> tuple[str, ...]:
+    """Take bearer tokens, one by one.
+
+    Raises:
+        ValueError: also for one text, since it would be taken for its characters, each of them a token.
+    """
+    if isinstance(values, str):
+        raise ValueError(  # noqa: TRY004 - the caller makes a sentence of it, as of all others
+            "is one text, of which each character would be a token: give a tuple of tokens"
+        )
+    found = tuple(values)
     if not found:
         raise ValueError("holds no token")
-    if not all(token.isascii() and token.isprintable() and " " not in token for token in found):
+    if "" in found:
+        raise ValueError("holds an empty token")
+    if not all(token.isascii() and token.isprintable() and not {" ", ","} & set(token) for token in found):
         raise ValueError("holds a token that no Authorization header can carry: use printable ASCII without spaces")
     return found
 
