@@ -332,6 +332,19 @@ def test_a_chunked_body_over_the_limit_is_refused(proxy: Stack, row: Row) -> Non
         assert not call.whole.is_set()
 
 
+FRAMINGS = {"length": ("Content-Length", "1000"), "chunked": ("Transfer-Encoding", "chunked")}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("row", [row for row in RELAYED if not row.auth], ids=name_of)
+def test_a_body_where_none_belongs_is_not_waited_for(proxy: Stack, row: Row, framing: str) -> None:
+    """Without a token nobody holds a connection to the backend by a body that does not end; it gets none of it."""
+    with proxy.client.as_anyone().open(row.method, row.path, [FRAMINGS[framing]], b"1\r\nx\r\n") as conversation:
+        assert conversation.answer().status == 200
+    assert proxy.backend.call.body == b""
+    assert not {b"content-length", b"transfer-encoding"} & proxy.backend.call.header_names
+
+
 # --- methods
 
 

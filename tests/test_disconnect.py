@@ -75,6 +75,17 @@ def test_a_get_while_the_backend_is_silent(running: Stack) -> None:
     assert_goes_on(running)
 
 
+def test_within_a_body_that_nobody_waits_for(running: Stack) -> None:
+    """A body where none belongs does not hide that the client leaves, however much of it comes."""
+    running.backend.play(wait_silently)
+    headers = [("Transfer-Encoding", "chunked")]
+    with running.client.open("GET", "/v1/models", headers, b"f4240\r\n") as conversation:
+        call = running.backend.next_call()
+        conversation.send(b"x" * 900_000)
+    assert_backend_told(call, time.monotonic())
+    assert_goes_on(running)
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/other"])
 def test_in_the_middle_of_a_silent_stream(running: Stack, path: str) -> None:
     """The client leaves between two events, while the backend says nothing."""

@@ -202,6 +202,10 @@ class Request:
                 self._when_taken.set()
         return chunk
 
+    def leave_body(self) -> None:
+        """Take no body, whether there is one or not. What comes of it is dropped by `wait_for_disconnect`."""
+        self.body_taken = True
+
     def trusted_digest(self) -> str | None:
         """Return the digest in `X-Request-Hash`, or None if there is none.
 

@@ -2,7 +2,7 @@
 
 Theory of operation. A relay runs through these steps, and only forward:
 
-    1. take the body: whole for JSON (it must be checked), as a stream otherwise
+    1. take the body: whole for JSON (it must be checked), as a stream otherwise, and not at all where none belongs
     2. send it to the backend, and wait for the head of the response
     3. decide from the head: relay as it is, re-wrap an error, or run the body through an `Exchange`
     4. pass the body on, chunk by chunk; when the exchange is signed, store that BEFORE the bytes it returned go out
@@ -169,6 +169,10 @@ class Relay:
 
         if endpoint.handling is Handling.RELAY_JSON:
             await ask_backend(await prepare_json(await request.read(limit), exchange.receive_request))
+            return
+        if endpoint.handling is Handling.RELAY_BODILESS:
+            request.leave_body()
+            await ask_backend(b"")
             return
         async with aclosing(request.chunks(limit)) as chunks:
             first = await anext(chunks, b"")

@@ -28,6 +28,8 @@ class Handling(enum.Enum):
     READINESS = enum.auto()
     SIGNATURE = enum.auto()
     ATTESTATION = enum.auto()
+    RELAY_BODILESS = enum.auto()
+    """The backend; a body is neither waited for nor passed on."""
     RELAY_JSON = enum.auto()
     """The backend; the body is read whole, and must be a JSON object."""
     RELAY_STREAM = enum.auto()
@@ -104,8 +106,8 @@ ENDPOINTS: Final = (
     _open("/metrics", Handling.METRICS, rate_limited=False),
     _open("/healthz", Handling.HEALTH, rate_limited=False),
     _open("/readyz", Handling.READINESS, rate_limited=False),
-    _open("/v1/metrics", Handling.RELAY_STREAM, backend_path="/metrics"),
-    _open("/v1/models", Handling.RELAY_STREAM),
+    _open("/v1/metrics", Handling.RELAY_BODILESS, backend_path="/metrics"),
+    _open("/v1/models", Handling.RELAY_BODILESS),
     _signed("/v1/chat/completions", "chatcmpl"),
     _signed("/v1/completions", "cmpl"),
     _signed("/v1/embeddings", "emb"),

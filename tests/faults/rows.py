@@ -74,6 +74,13 @@ ROWS: dict[str, Row] = {
         "the client stops within its body",
         (f"{STALLS}test_an_upload_that_stops", f"{STALLS}test_an_upload_of_which_nothing_comes"),
     ),
+    "unasked body": Row(
+        "a client without a token begins a body where none belongs, and does not end it",
+        (
+            f"{ENDPOINTS}test_a_body_where_none_belongs_is_not_waited_for",
+            f"{DISCONNECT}test_within_a_body_that_nobody_waits_for",
+        ),
+    ),
     "upload slow": Row(
         "the client is slow but steady",
         (f"{STALLS}test_a_slow_but_steady_upload", f"{CLIENT}test_a_slow_but_steady_upload"),
