@@ -7,6 +7,9 @@ is read from a connection is also shown to a `ResponseParser`, one for each resp
 to httpcore; and where it says that a connection is not to be used again, httpcore is told that the idle connection is
 readable, which is its own sign for one to be closed. A reset is told apart by whether anything of a response had come,
 since only a request to which nothing came may be sent again.
+
+An answer that comes before the request has been sent is read only afterwards, as httpcore does. That something can be
+read would not do as a sign for it: it may be an interim response, after which the backend waits for the rest.
 """
 
 from __future__ import annotations
