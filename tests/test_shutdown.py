@@ -7,6 +7,9 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backend import Backend, Call, chunked, head, json_answer
-from processes import Process, teesign_serve
+from processes import REQUIRED, Process, environment, teesign_serve
+from servers import free_port
 from wire import Conversation, multipart
 
 CHAT = "/v1/chat/completions"
@@ -217,3 +221,59 @@ def test_nobody_is_left_when_the_parent_is_killed(log: Path) -> None:
                 with contextlib.suppress(ProcessLookupError):  # should this test fail, nobody is left either
                     os.kill(worker, signal.SIGKILL)
         backend.call.wait_until_gone()
+
+
+SIGNALLED_EARLY = """
+import os, signal
+from teesign_asgi import Settings
+from teesign_asgi.cli.serve import load_app, run_server
+
+def load():
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load_app(Settings.from_mapping(os.environ))
+
+run_server(load, address="127.0.0.1", port=int(os.environ["LISTEN_PORT"]))
+"""
+
+
+def test_a_signal_before_the_worker_listens_for_signals_is_not_lost() -> None:
+    """It is taken up as soon as that can be done."""
+    variables = environment(**REQUIRED, LISTEN_PORT=str(free_port()))
+    with subprocess.Popen([sys.executable, "-c", SIGNALLED_EARLY], env=variables) as process:
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def waiting_for_keys(log: Path, *, drain_delay: str = "0") -> Iterator[Process]:
+    """Run a server that asks for its keys and gets no answer."""
+    with tempfile.TemporaryDirectory(prefix="tee", dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as agent:
+        path = f"{directory}/dstack.sock"  # short enough for a Unix socket, whatever the temporary directory is called
+        agent.bind(path)
+        agent.listen()
+        agent.settimeout(60)
+        with teesign_serve(log, DEV="0", DSTACK_SIMULATOR_ENDPOINT=path, DRAIN_DELAY=drain_delay) as process:
+            asked, _ = agent.accept()
+            with asked:
+                yield process
+
+
+def test_a_server_that_waits_for_its_keys_stops_at_once(log: Path) -> None:
+    """It has served nobody, so there is nothing to wait for."""
+    with waiting_for_keys(log, drain_delay="60") as process:
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait() == 0
+        assert time.monotonic() - begun < 2 * SOON
+        assert "stopped before the start was over" in process.output()
+
+
+def test_a_signal_to_the_group_of_a_server_that_waits_for_its_keys(log: Path) -> None:
+    """As from a terminal: the parent does not take the worker's end for a crash."""
+    with waiting_for_keys(log) as process:
+        for pid in (process.pid, worker_of(process)):
+            os.kill(pid, signal.SIGINT)
+        assert process.wait() == 0
+        assert "Unexpected exit" not in process.output()

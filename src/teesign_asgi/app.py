@@ -144,6 +144,11 @@ class App:
             raise StartError("The keys are not there before the app has started.")
         return self._pair
 
+    @property
+    def is_started(self) -> bool:
+        """Whether the keys and the sources are ready: no request but for `/healthz` has been answered before."""
+        return self._attestor is not None
+
     async def start(self) -> None:
         """Get the keys and the sources ready. Does nothing the second time.
 
@@ -153,7 +158,7 @@ class App:
         if self._starting is None:
             self._starting = anyio.Lock()
         async with self._starting:
-            if self._attestor is None:
+            if not self.is_started:
                 await self._start()
 
     async def _start(self) -> None:

@@ -9,6 +9,9 @@ its second signal kills the worker.
                  |                                                                            ^
     worker       +--> drain begins ... drain is over --> server stops --> connections end --> end, or is cut off
 
+A worker that has not started yet serves nobody, and ends at once. Until its event loop listens for signals, it notes
+them with the handler that it was forked with, and then takes them up.
+
 A worker whose parent has been killed is killed too: nobody would be left to stop it, and it would hold the port.
 """
 
@@ -44,23 +47,32 @@ _ONE_SIGNAL: Final = 0.25
 """Seconds within which two signals are one: some programs, such as timeout(1), signal a process and then its group."""
 
 
-def drain_first(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
+def drain_first(loop: asyncio.AbstractEventLoop, drain: Drain, is_started: Callable[[], bool]) -> None:
     """Put a drain before what the server will do at a signal.
 
     Args:
         loop: the worker's event loop; the server has not set its handlers yet.
         drain: what is begun by the first signal. When it is over, the handler that the server has set is called; when
             connections stay open after that, the process ends without them.
+        is_started: tells whether anybody can have been served yet; if not, the first signal ends the process.
     """
     set_handler = loop.add_signal_handler
 
     def set_handler_after_drain(number: int, stop: Callable[..., object], *arguments: Any) -> None:
+        inherited = signal.getsignal(number)
         set_handler(number, begin, partial(stop, *arguments))
+        # In this order: a signal that comes in between is found by one of the two.
+        if isinstance(inherited, _Parent) and inherited.was_signalled:
+            begin(partial(stop, *arguments))
 
     def begin(stop: Callable[[], object]) -> None:
         if drain.is_ready:
             drain.begin()
-            stop_when_over(stop)
+            if is_started():
+                stop_when_over(stop)
+            else:
+                # The parent may have got the same signal, and takes an end that it did not ask for to be a crash.
+                loop.call_later(_STEP, _leave)
 
     def stop_when_over(stop: Callable[[], object]) -> None:
         if not drain.is_over:
@@ -79,21 +91,43 @@ def _cut_off(drain: Drain) -> None:
     os._exit(1)
 
 
+def _leave() -> None:
+    """End the process before it has served anybody."""
+    log_event(logging.INFO, "stopped before the start was over")
+    logging.shutdown()
+    os._exit(0)
+
+
 def end_at_second_signal(server: AbstractServer[Any]) -> None:
     """Have the parent kill its worker at the second signal; to be called when granian has set its own handlers."""
-    first = 0.0
-
-    def handle(*_: object) -> None:
-        nonlocal first
-        if not server.interrupt_signal:
-            first = time.monotonic()
-            server.signal_handler_interrupt()  # type: ignore[no-untyped-call] # granian leaves it without annotations
-        elif time.monotonic() - first >= _ONE_SIGNAL:
-            for worker in server.wrks:
-                worker.kill()
-
+    handler = _Parent(server)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+        signal.signal(number, handler)
+
+
+class _Parent:
+    """What the parent does at a signal, and how it notes one; a worker that it forks has a copy of both.
+
+    Args:
+        server: what it runs.
+    """
+
+    def __init__(self, server: AbstractServer[Any]) -> None:
+        self._server: Final = server
+        self._first = 0.0
+
+    @property
+    def was_signalled(self) -> bool:
+        """Whether a signal has come, to this process or before it was forked."""
+        return bool(self._server.interrupt_signal)
+
+    def __call__(self, *_: object) -> None:
+        if not self.was_signalled:
+            self._first = time.monotonic()
+            self._server.signal_handler_interrupt()  # type: ignore[no-untyped-call] # granian has no annotations there
+        elif time.monotonic() - self._first >= _ONE_SIGNAL:
+            for worker in self._server.wrks:
+                worker.kill()
 
 
 def end_with_parent(parent: int) -> None:
