@@ -277,3 +277,19 @@ def test_a_signal_to_the_group_of_a_server_that_waits_for_its_keys(log: Path) ->
             os.kill(pid, signal.SIGINT)
         assert process.wait() == 0
         assert "Unexpected exit" not in process.output()
+
+
+def test_a_hangup_changes_nothing(log: Path) -> None:
+    """The server goes on with its keys and its signatures, and can be ended, whether parent or worker is told."""
+    with Backend() as backend, teesign_serve(log, VLLM_BASE_URL=backend.url) as process:
+        process.wait_until_ready()
+        backend.play(json_answer(b'{"id":"kept"}'))
+        assert process.client.post(CHAT, REQUEST).status == 200
+        worker = worker_of(process)
+        for pid in (process.pid, worker):
+            os.kill(pid, signal.SIGHUP)
+        assert process.client.signature("kept").status == 200
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait() == 0
+        assert time.monotonic() - begun < soon(process)

@@ -12,6 +12,8 @@ its second signal kills the worker.
 A worker that has not started yet serves nobody, and ends at once. Until its event loop listens for signals, it notes
 them with the handler that it was forked with, and then takes them up.
 
+SIGHUP does nothing. Granian would start a second worker beside the first one, with other keys and no signatures.
+
 A worker whose parent has been killed is killed too: nobody would be left to stop it, and it would hold the port.
 """
 
@@ -103,6 +105,7 @@ def end_at_second_signal(server: AbstractServer[Any]) -> None:
     handler = _Parent(server)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class _Parent:
