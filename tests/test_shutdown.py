@@ -293,3 +293,12 @@ def test_a_hangup_changes_nothing(log: Path) -> None:
         process.terminate()
         assert process.wait() == 0
         assert time.monotonic() - begun < soon(process)
+
+
+def test_a_worker_that_was_killed_is_told_of(log: Path) -> None:
+    """The last line of a server whose memory ran out says why it has ended."""
+    with teesign_serve(log) as process:
+        process.wait_until_ready()
+        os.kill(worker_of(process), signal.SIGKILL)
+        assert process.wait() == 1
+        assert "Unexpected exit from worker-1" in process.output()

@@ -102,7 +102,12 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         workers_kill_timeout=drain_timeout + _SPARE_SECONDS,
     )
     server.on_startup(partial(end_at_second_signal, server))
-    server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)
+    try:
+        server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)
+    finally:
+        # Granian has set up logging anew, after which the interpreter flushes none of the handlers that were there.
+        for handler in logging.getLogger().handlers:
+            handler.flush()
 
 
 def _log_summary(settings: Settings) -> None:
