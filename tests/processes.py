@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from wire import Client
 
 from teesign_asgi.settings import VARIABLES
 
-__all__ = ["REQUIRED", "Process", "environment", "teesign_serve"]
+__all__ = ["REQUIRED", "Process", "environment", "teesign_serve", "waiting_for_keys"]
 
 REQUIRED = {"MODEL_NAME": "test/model", "TOKEN": TOKEN, "DEV": "1"}
 
@@ -124,3 +126,17 @@ def teesign_serve(log: Path, *flags: str, output: int | None = None, **variables
                 process.wait(30)
             finally:
                 process.kill()
+
+
+@contextmanager
+def waiting_for_keys(log: Path, *, drain_delay: str = "0") -> Iterator[Process]:
+    """Run a server that asks for its keys and gets no answer."""
+    with tempfile.TemporaryDirectory(prefix="tee", dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as agent:
+        path = f"{directory}/dstack.sock"  # short enough for a Unix socket, whatever the temporary directory is called
+        agent.bind(path)
+        agent.listen()
+        agent.settimeout(60)
+        with teesign_serve(log, DEV="0", DSTACK_SIMULATOR_ENDPOINT=path, DRAIN_DELAY=drain_delay) as process:
+            asked, _ = agent.accept()
+            with asked:
+                yield process

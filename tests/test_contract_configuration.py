@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from backend import Backend, json_answer
-from processes import REQUIRED, environment, teesign_serve
+from processes import REQUIRED, environment, teesign_serve, waiting_for_keys
 from servers import TOKEN, Kind, Stack, free_port, stack
 
 from teesign_asgi import Settings
@@ -240,6 +240,23 @@ def test_a_port_in_use_by_another_teesign(log: Path) -> None:
         ended = run({**REQUIRED, "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": str(process.port)})
     assert ended.returncode == 1
     assert "Address already in use" in ended.stderr
+
+
+def test_a_port_that_another_teesign_will_use(log: Path) -> None:
+    """Nor do they before the first one listens: it may wait for its keys."""
+    with waiting_for_keys(log) as process:
+        ended = run({**REQUIRED, "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": str(process.port)})
+    assert ended.returncode == 1
+    assert "Address already in use" in ended.stderr
+
+
+def test_a_port_that_another_teesign_will_use_on_another_address(log: Path, tmp_path: Path) -> None:
+    """That is another port."""
+    with (
+        waiting_for_keys(log) as process,
+        teesign_serve(tmp_path / "other", LISTEN_HOST="127.0.0.2", LISTEN_PORT=str(process.port)) as other,
+    ):
+        other.wait_until_it_says("teesign is ready")
 
 
 def test_a_host_that_is_not_there() -> None:

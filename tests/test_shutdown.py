@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backend import Backend, Call, chunked, head, json_answer
-from processes import REQUIRED, Process, environment, teesign_serve
+from processes import REQUIRED, Process, environment, teesign_serve, waiting_for_keys
 from servers import free_port
 from wire import Conversation, multipart
 
@@ -244,20 +243,6 @@ def test_a_signal_before_the_worker_listens_for_signals_is_not_lost() -> None:
             process.wait(30)
         finally:
             process.kill()
-
-
-@contextmanager
-def waiting_for_keys(log: Path, *, drain_delay: str = "0") -> Iterator[Process]:
-    """Run a server that asks for its keys and gets no answer."""
-    with tempfile.TemporaryDirectory(prefix="tee", dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as agent:
-        path = f"{directory}/dstack.sock"  # short enough for a Unix socket, whatever the temporary directory is called
-        agent.bind(path)
-        agent.listen()
-        agent.settimeout(60)
-        with teesign_serve(log, DEV="0", DSTACK_SIMULATOR_ENDPOINT=path, DRAIN_DELAY=drain_delay) as process:
-            asked, _ = agent.accept()
-            with asked:
-                yield process
 
 
 def test_a_server_that_waits_for_its_keys_stops_at_once(log: Path) -> None:

@@ -11,7 +11,6 @@ import gc
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.util import Finalize
@@ -28,6 +27,7 @@ from ..errors import SettingsError
 from ..observe import log_event
 from ..settings import VARIABLES, Settings
 from ..upstream import AsyncRequestInterface
+from .address import claimed_address
 from .listener import bound_connections
 from .logs import configure_logging
 from .signals import drain_first, end_at_second_signal, end_with_parent
@@ -72,9 +72,10 @@ def serve(**flags: str | None) -> None:
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     configure_logging(settings)
-    address = _free_address(settings.listen_host, settings.listen_port)
+    host, port = settings.listen_host, settings.listen_port
     drain = settings.drain_delay + settings.drain_timeout + settings.drain_linger
-    run_server(partial(load_app, settings), address=address, port=settings.listen_port, drain_timeout=math.ceil(drain))
+    with claimed_address(host, port, chosen_with="LISTEN_HOST and LISTEN_PORT") as address:
+        run_server(partial(load_app, settings), address=address, port=port, drain_timeout=math.ceil(drain))
 
 
 def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeout: int = 30) -> None:
@@ -128,25 +129,6 @@ def _log_summary(settings: Settings) -> None:
         signatures=settings.signature_cache_max_entries,
         drain_s=settings.drain_timeout,
     )
-
-
-def _free_address(host: str, port: int) -> str:
-    """Return the numeric address of a host, once it is known that the port there is free.
-
-    Granian takes no names, and would share a port with another granian, which has other keys and other signatures.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Bound only: whoever connects to what listens for a moment takes the server for up.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise click.ClickException(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
-            "Choose another with LISTEN_HOST and LISTEN_PORT"
-        ) from error
-    return str(address[0])
 
 
 def load_app(settings: Settings, make_upstream: Callable[[], AsyncRequestInterface] | None = None) -> App:
