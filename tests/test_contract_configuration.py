@@ -267,6 +267,15 @@ def test_a_host_that_is_not_there() -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64, "a" * 64 + ".example"])
+def test_a_host_that_cannot_be_a_name(host: str) -> None:
+    """A label that is empty or too long is refused with the same message."""
+    ended = run({**REQUIRED, "LISTEN_HOST": host})
+    assert ended.returncode == 1
+    assert f"Cannot listen on {host} port 8000: not a host name" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_port_in_use() -> None:
     """The message names the address, the reason and the way out."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

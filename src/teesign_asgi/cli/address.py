@@ -47,6 +47,8 @@ def claimed_address(host: str, port: int, *, chosen_with: str) -> Iterator[str]:
                 probe.bind(address)
         except OSError as error:
             raise _cannot_listen(host, port, error.strerror or str(error), chosen_with) from error
+        except UnicodeError as error:  # a label that is empty or too long
+            raise _cannot_listen(host, port, "not a host name", chosen_with) from error
         yield str(address[0])
 
 
