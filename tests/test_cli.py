@@ -71,7 +71,15 @@ def test_a_flag_wins_over_its_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["serve", "--nonsense"], ["nonsense"], ["serve", "--drain-timeout"], ["demo", "--port", "x"]]
+    "arguments",
+    [
+        ["serve", "--nonsense"],
+        ["nonsense"],
+        ["serve", "--drain-timeout"],
+        ["demo", "--port", "x"],
+        ["demo", "--port", "-1"],
+        ["demo", "--port", "65536"],
+    ],
 )
 def test_wrong_arguments_are_usage_errors(arguments: list[str]) -> None:
     """With the usual exit code."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpcore
 import pytest
+from processes import teesign_serve
 
 from teesign import VerificationError
 from teesign_asgi.cli import demo
@@ -77,6 +80,32 @@ def test_a_check_that_fails_is_shown_and_fails_the_demo(
     assert failed.split("  ")[0] == "✗ Ed25519 signature"
     assert failed.endswith(" It was somebody else. (wrong_signature)")
     assert output.count("✓ ") == len(CHECKS) - 1
+
+
+def demo_on(port: int) -> subprocess.CompletedProcess[str]:
+    """Run the demo on a port."""
+    command = [sys.executable, "-m", "teesign_asgi", "demo", "--once", "--port", str(port)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_port_in_use() -> None:
+    """The demo says so, and how to choose another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = demo_on(port)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: Cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another with --port\n"
+    )
+
+
+def test_a_port_in_use_by_a_server(log: Path) -> None:
+    """The demo would share it, and meet the other's answers."""
+    with teesign_serve(log) as process:
+        process.wait_until_ready()
+        result = demo_on(process.port)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "Address already in use" in result.stderr
 
 
 async def ask(target: str, body: object) -> tuple[int, bytes, list[bytes]]:

@@ -40,6 +40,7 @@ from teesign import (
 
 from ..app import App
 from ..settings import Settings
+from .address import claimed_address
 
 __all__ = ["EchoModel", "demo", "run_demo"]
 
@@ -101,7 +102,7 @@ def _json_response(status: int, value: Any) -> httpcore.Response:
 
 @click.command()
 @click.option("--once", is_flag=True, help="End after the checks instead of serving on.")
-@click.option("--port", default=0, help="Port to listen on; any free one by default.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; any free one by default.")
 def demo(*, once: bool, port: int) -> None:
     """Show a signed answer and every check of it, with a model that echoes."""
     code = run_demo(once=once, port=port)
@@ -121,15 +122,19 @@ def run_demo(*, once: bool, port: int) -> int:
 
     Returns:
         The exit code: 0 if every check passed, else 1.
+
+    Raises:
+        click.ClickException: if somebody else uses the port.
     """
     port = port or _free_port()
     token = secrets.token_hex(8)
     settings = Settings(model_name=MODEL, tokens=(token,), dev=True, listen_host="127.0.0.1", listen_port=port)
     logging.getLogger("teesign_asgi").setLevel(logging.CRITICAL)
-    try:
-        return asyncio.run(_serve_and_check(settings, token, once=once))
-    except KeyboardInterrupt:
-        return 0
+    with claimed_address(settings.listen_host, port, chosen_with="--port"):
+        try:
+            return asyncio.run(_serve_and_check(settings, token, once=once))
+        except KeyboardInterrupt:
+            return 0
 
 
 async def _serve_and_check(settings: Settings, token: str, *, once: bool) -> int:
