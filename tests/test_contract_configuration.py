@@ -358,13 +358,15 @@ def test_the_start_is_summed_up(log: Path) -> None:
 
 
 def test_the_log_level(log: Path) -> None:
-    """With LOG_LEVEL=error, requests leave no line."""
-    with teesign_serve(log, LOG_LEVEL="error") as process:
+    """With LOG_LEVEL=error, requests leave no line; the warnings of every start are written all the same."""
+    with teesign_serve(log, LOG_LEVEL="error", GPU_NO_HW_MODE="1") as process:
         process.wait_until_ready()
         process.client.get("/v1/unknown")
         process.terminate()
         assert process.wait() == 0
-        assert process.output() == ""
+        development, canned = process.lines()
+        assert "[warning  ] DEV is on" in development
+        assert "[warning  ] GPU_NO_HW_MODE is on" in canned
 
 
 def test_development_mode_is_said_aloud(log: Path) -> None:

@@ -41,7 +41,7 @@ from .handlers import Handler, Handlers
 from .hosts import check_server
 from .http import Reply, Request
 from .metrics import EndpointMetrics, Metrics
-from .observe import describe_exception, log_event, loggable_path
+from .observe import describe_exception, log_event, loggable_path, start_logger
 from .pool import Pool
 from .randomness import RandomSupply
 from .relay import Outcome, Relay
@@ -191,7 +191,7 @@ class App:
             on_failure=self._note_attestation_failure,
         )
         for warning in settings.warnings():
-            log_event(logging.WARNING, warning)
+            start_logger.warning(warning)
         log_event(
             logging.INFO,
             "teesign is ready",

@@ -17,9 +17,12 @@ import msgspec
 
 from teesign.documents import UNDECODABLE
 
-__all__ = ["backend_error_fields", "describe_exception", "log_event"]
+__all__ = ["backend_error_fields", "describe_exception", "log_event", "start_logger"]
 
 logger: Final = logging.getLogger("teesign_asgi")
+
+start_logger: Final = logger.getChild("start")
+"""Where operators are told what they should know at every start: `teesign serve` writes that whatever its level."""
 
 _MAX_LOGGED_WORDS: Final = 40
 _ERROR_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,63}")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..observe import describe_exception, redact
+from ..observe import describe_exception, redact, start_logger
 from ..settings import Settings
 from .log_writer import LogWriter
 
@@ -26,7 +26,7 @@ __all__ = ["configure_logging"]
 _QUIET: Final = ("_granian", "granian", "httpcore", "h11", "hpack", "asyncio", "httpx", "dstack_sdk")
 """Loggers of libraries: at their more talkative levels they quote headers and addresses of clients."""
 
-_OWN: Final = ("teesign_asgi", "_granian")
+_OWN: Final = ("teesign_asgi", start_logger.name, "_granian")
 """Loggers whose messages hold nothing from outside. Granian's are about itself, or say why the app cannot start."""
 
 _STANDARD_ERROR: Final = 2
@@ -37,6 +37,8 @@ _PLAIN: Final = "\x1b[0m"
 def configure_logging(settings: Settings, descriptor: int = _STANDARD_ERROR) -> LogWriter:
     """Send every log record to a file descriptor, in the format and from the level that the settings ask for.
 
+    What an operator is warned of at the start is written at every level.
+
     Returns:
         The handler that writes them.
     """
@@ -45,6 +47,7 @@ def configure_logging(settings: Settings, descriptor: int = _STANDARD_ERROR) -> 
     root = logging.getLogger()
     root.handlers[:] = [writer]
     root.setLevel(settings.log_level.upper())
+    start_logger.setLevel(logging.WARNING)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)  # they would be written to standard error at once
