@@ -262,6 +262,14 @@ def test_nothing_is_written_to_disk(log: Path, tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == list(home.iterdir()) == []
 
 
+def test_a_crash_leaves_no_core(log: Path) -> None:
+    """Keys and tokens would be in it: neither process may write one, nor have one collected."""
+    with teesign_serve(log) as process:
+        process.wait_until_ready()
+        for pid in (process.pid, worker_of(process)):
+            assert resource.prlimit(pid, resource.RLIMIT_CORE) == (1, 1)
+
+
 def test_the_record_of_what_is_written_is_not_deaf(tmp_path: Path) -> None:
     """A program that does write files is found out by the same hook."""
     record = tmp_path / "record"

@@ -11,7 +11,9 @@ import gc
 import logging
 import math
 import os
+import resource
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, Final
@@ -87,6 +89,7 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         port: a free port there.
         drain_timeout: seconds that the app takes at most to come to its end after SIGTERM.
     """
+    _leave_no_core()
     server = Server(
         "teesign",
         address=address,
@@ -109,6 +112,16 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         # Granian has set up logging anew, after which the interpreter flushes none of the handlers that were there.
         for handler in logging.getLogger().handlers:
             handler.flush()
+
+
+def _leave_no_core() -> None:
+    """Have no crash of this process, nor of any that it starts, leave its memory behind: keys and tokens are in it.
+
+    One byte is too little for a core file, and to Linux it says that no program which collects cores gets one either. A
+    limit of zero would not say that.
+    """
+    with suppress(ValueError):  # zero is the highest that we may have
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _log_summary(settings: Settings) -> None:
