@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from backend import Backend, json_answer
-from processes import REQUIRED, environment, teesign_serve, waiting_for_keys
+from processes import REQUIRED, Process, environment, teesign_serve, waiting_for_keys
 from servers import TOKEN, Kind, Stack, free_port, stack
 
 from teesign_asgi import Settings
@@ -300,6 +300,24 @@ def test_every_flag_is_accepted(tmp_path: Path) -> None:
         ended = run(BAD_VALUES, *flags, "--listen-host", "127.0.0.1", "--listen-port", port)
     assert ended.returncode == 1, ended.stderr
     assert f"Cannot listen on 127.0.0.1 port {port}" in ended.stderr
+
+
+def test_a_working_directory_that_is_gone(log: Path, tmp_path: Path) -> None:
+    """Nothing is wanted of it."""
+    port, gone = free_port(), tmp_path / "gone"
+    gone.mkdir()
+    leave = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
+    program = f"{leave}; from teesign_asgi.cli.serve import serve; serve()"
+    variables = environment(**REQUIRED, LISTEN_HOST="127.0.0.1", LISTEN_PORT=str(port))
+    with (
+        log.open("wb") as file,
+        subprocess.Popen([sys.executable, "-c", program], env=variables, stderr=file) as popen,
+    ):
+        process = Process(popen, port, log)
+        try:
+            process.wait_until_ready()
+        finally:
+            popen.terminate()
 
 
 def test_where_it_listens(log: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -104,6 +105,7 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         log_dictconfig=_SERVER_LOGGING,
         log_level=LogLevels.warning,
         workers_kill_timeout=drain_timeout + _SPARE_SECONDS,
+        reload_paths=[Path("/")],  # not used; by default it asks for the working directory, which may be gone
     )
     server.on_startup(partial(end_at_second_signal, server))
     try:
