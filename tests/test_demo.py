@@ -52,6 +52,13 @@ def test_the_demo_shows_checks_that_pass() -> None:
     assert PROMPT in result.stdout
 
 
+def test_what_to_try_declares_its_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """The chat carries its content type, without which engines on FastAPI refuse it."""
+    demo._show_what_to_try(8000, "token")
+    (chat,) = (line for line in capsys.readouterr().out.splitlines() if " -d " in line)
+    assert "-H 'Content-Type: application/json'" in chat
+
+
 def test_the_interpreter_is_not_taken_down() -> None:
     """A thread of the embedded server would abort the process then, once in forty times or more often."""
     script = (

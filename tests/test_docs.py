@@ -102,6 +102,14 @@ def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [route.path for route in names["gateway"].routes][-1] == "/llm"
 
 
+def test_every_chat_shown_declares_its_json() -> None:
+    """Engines on FastAPI answer 422 to JSON that does not say what it is; the proxy passes on what the client says."""
+    commands = re.sub(r"\\\n *", "", README).splitlines()
+    chats = [line for line in commands if line.startswith("    curl ") and " -d " in line]
+    assert chats
+    assert all(" -H 'Content-Type: application/json' " in chat for chat in chats)
+
+
 def named(document: str, header: str) -> list[str]:
     """Return the names in the first column of a table, several in a cell one by one."""
     return [name for row in rows(document, header) for name in re.findall(r"`(\w+)`", row[0])]

@@ -277,7 +277,7 @@ def _show_what_to_try(port: int, token: str) -> None:
     header = f"-H 'Authorization: Bearer {token}'"
     chat = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hello"}]})
     click.secho("\nStill serving. Try:", bold=True)
-    click.echo(f"  curl -i {header} -d '{chat}' {base}/v1/chat/completions")
+    click.echo(f"  curl -i {header} -H 'Content-Type: application/json' -d '{chat}' {base}/v1/chat/completions")
     click.echo(f"  curl {header} {base}/v1/signature/ID_FROM_THE_ANSWER")
     click.echo(f"  curl {header} '{base}/v1/attestation/report?nonce={secrets.token_hex(32)}'")
     click.echo("End with Ctrl-C.")
