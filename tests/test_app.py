@@ -184,7 +184,7 @@ class Keys:
         await anyio.sleep(0.001)
         if self.failures:
             self.failures -= 1
-            raise SourceError("the agent is asleep")
+            raise SourceError("the agent is asleep.", code="kms_asleep")
         self.paths.append(path)
         return ECDSA_SECRET if path == "m/ecdsa-signing-key" else ED25519_SEED
 
@@ -239,7 +239,8 @@ async def test_the_app_starts_and_stops_with_the_servers_lifespan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "complaint"), [(Keys(failures=9), "the agent is asleep"), (None, "There is no source of keys")]
+    ("keys", "complaint"),
+    [(Keys(failures=9), "the agent is asleep. (kms_asleep)"), (None, "There is no source of keys")],
 )
 async def test_a_start_that_fails_says_why(keys: Keys | None, complaint: str) -> None:
     """To the server, which logs it and ends."""
@@ -681,16 +682,21 @@ async def test_a_certificate_that_cannot_be_read_fails_the_report(
 
 @pytest.mark.parametrize("query", ["", "?nonce=" + "ab" * 32])
 @pytest.mark.parametrize(
-    ("failure", "logged"), [(SourceError("no GPU is there"), "no GPU is there"), (ValueError(CANARY), "ValueError")]
+    ("failure", "fields"),
+    [
+        (SourceError("no GPU is there", code="gpu_failed"), {"cause": "no GPU is there", "code": "gpu_failed"}),
+        (ValueError(CANARY), {"exception": "ValueError"}),
+    ],
 )
 async def test_a_report_that_fails_is_logged_with_its_cause(
-    failure: Exception, logged: str, query: str, caplog: pytest.LogCaptureFixture
+    failure: Exception, fields: dict[str, str], query: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors of our own say what failed and quote nothing; of others only the type is told."""
+    """Errors of our own say what failed, with the code of the manual, and quote nothing; of others the type is told."""
     sources = Sources(quotes=SimulatedQuotes(), gpus=Gpus(failure))
     app = App(settings(), pair=fixed_pair(), upstream=Backend(), sources=sources)
     assert (await client(app).ask("GET", f"/v1/attestation/report{query}")).error == SERVER_ERROR
-    assert logged in caplog.text
+    (line,) = (vars(record)["fields"] for record in caplog.records if record.levelname == "ERROR")
+    assert {name: value for name, value in line.items() if name != "where"} == fields
     assert CANARY not in caplog.text
     assert await metric(app, "teesign_attestation_failures_total") == 1
 

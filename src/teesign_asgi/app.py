@@ -314,9 +314,12 @@ class App:
     def _note_attestation_failure(self, error: Exception) -> None:
         self.metrics.attestation_failures.inc()
         # The message of an error of our own says which part failed and why, and quotes nothing; others might.
-        cause = (
-            {"cause": str(error)} if isinstance(error, TeesignError | CertificateError) else describe_exception(error)
-        )
+        if isinstance(error, TeesignError):
+            cause = {"cause": str(error), "code": error.code}
+        elif isinstance(error, CertificateError):
+            cause = {"cause": str(error)}
+        else:
+            cause = describe_exception(error)
         log_event(logging.ERROR, "an attestation report could not be collected", **cause)
 
     def _note(self, request: Request, reply: Reply, served: _Served, outcome: Outcome, duration: float) -> None:

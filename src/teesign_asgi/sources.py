@@ -106,4 +106,5 @@ async def load_keys(settings: Settings, sources: Sources, random: Callable[[int]
             await sources.keys.key(f"{settings.model_name}/ed25519-signing-key", "signing"),
         )
     except TeesignError as error:
-        raise StartError(f"The signing keys cannot be had from the key service: {error}") from error
+        message = f"The signing keys cannot be had from the key service: {error} ({error.code})"
+        raise StartError(message) from error
