@@ -158,12 +158,14 @@ async def test_the_quote_and_the_evidence_are_collected_at_the_same_time() -> No
 async def test_collections_for_the_gpu_never_overlap() -> None:
     """However many requests there are, of whatever kind; all are answered."""
     setup = Setup()
+    go = setup.machine.go = anyio.Event()
 
-    async def nothing() -> None:
-        pass
+    async def meanwhile() -> None:
+        assert len(setup.machine.nonces) == 1
+        go.set()
 
     calls = [lambda nonce=bytes([n]) * 32: setup.report(nonce) for n in range(5)]
-    reports = await together(*calls, setup.report, lambda: setup.report(algorithm="ed25519"), meanwhile=nothing)
+    reports = await together(*calls, setup.report, lambda: setup.report(algorithm="ed25519"), meanwhile=meanwhile)
     assert setup.machine.most_collecting == 1
     assert len({report["request_nonce"] for report in reports}) == 7
 

@@ -155,11 +155,13 @@ def test_a_worker_that_is_late(kind: Kind, socket_path: Path) -> None:
     """Chats do not wait for a report that takes its time."""
     with (
         running_agent(socket_path),
-        attesting(kind, socket_path, "sleeps", "0.5", limit=LONG) as (client, _, backend),
+        attesting(kind, socket_path, "sleeps", "3", limit=LONG) as (client, gpus, backend),
         ThreadPoolExecutor(1) as pool,
     ):
         asked = pool.submit(client.get, f"{REPORT}?nonce={NONCE}")
+        wait_until(lambda: gpus._late is not None)  # the worker has been asked, and not yet answered
         assert_chats_go_on(client, backend)
+        assert not asked.done()
         assert asked.result().status == 200
 
 
