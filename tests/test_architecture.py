@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -224,6 +226,23 @@ def test_the_proxy_has_no_circles() -> None:
 def test_the_core_does_not_touch_the_outside_world(module: str) -> None:
     """No sockets, no event loop, no environment, no clock, no randomness, no logging: the caller brings them."""
     assert {name.partition(".")[0] for name, _ in imports(module)}.isdisjoint(OUTSIDE_WORLD)
+
+
+def test_the_sources_need_nothing_of_the_proxy() -> None:
+    """What they import when they are loaded comes with the core or with the extra `dstack`, which brings no more."""
+    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text())["project"]
+    brought = [*project["dependencies"], *project["optional-dependencies"]["dstack"]]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in brought}
+    used = {
+        name.partition(".")[0]
+        for module in LIBRARY
+        if module.startswith("teesign.sources")
+        for name, _ in imports(module)
+    }
+    others = used - sys.stdlib_module_names - {"teesign"}
+    assert others - {"dstack_sdk", "httpx"} <= names  # the SDK has another name here, and brings httpx
+    assert "dstack-sdk" in names
+    assert "teesign" not in names
 
 
 @pytest.mark.parametrize("module", LIBRARY)
