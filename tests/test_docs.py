@@ -94,12 +94,21 @@ def test_the_example_of_embedding_works() -> None:
     assert names["cache"].get(names["exchange"].signature_id) is not None
 
 
-def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's way to mount the app makes a FastAPI application with it inside."""
+@pytest.mark.anyio
+async def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The README's way to mount the app makes a FastAPI application with it inside, which starts it.
+
+    Where it would listen does not matter there, so nobody is warned that the backend has the same port by default.
+    """
     for name, value in {"MODEL_NAME": "m", "TOKEN": "t", "DEV": "1"}.items():
         monkeypatch.setenv(name, value)
     names = run(EXAMPLES[2])
-    assert [route.path for route in names["gateway"].routes][-1] == "/llm"
+    gateway = names["gateway"]
+    assert [route.path for route in gateway.routes][-1] == "/llm"
+    async with gateway.router.lifespan_context(gateway):
+        assert names["proxy"].pair
+    assert "DEV is on" in caplog.text
+    assert "VLLM_BASE_URL" not in caplog.text
 
 
 def test_every_chat_shown_declares_its_json() -> None:

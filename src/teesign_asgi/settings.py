@@ -324,14 +324,16 @@ class Settings:
             found.append("DSTACK_SIMULATOR_ENDPOINT is set: keys and quotes come from a simulator and prove nothing")
         if self.gpu_no_hw_mode:
             found.append("GPU_NO_HW_MODE is on: the GPU evidence is canned and proves nothing")
+        return tuple(found)
+
+    @property
+    def backend_may_be_this_server(self) -> bool:
+        """Whether the backend's URL may be that of a server which listens where these settings say."""
         backend = httpcore.URL(self.backend_url)
         host, port = backend.host.decode().lower(), backend.port or (443 if backend.scheme == b"https" else 80)
-        if port == self.listen_port and (host in _THIS_MACHINE or host.startswith("127.") or host == self.listen_host):
-            found.append(
-                f"VLLM_BASE_URL may point at this proxy itself: both use port {port} of this machine. "
-                "Set LISTEN_PORT or VLLM_BASE_URL to another port"
-            )
-        return tuple(found)
+        return port == self.listen_port and (
+            host in _THIS_MACHINE or host.startswith("127.") or host == self.listen_host
+        )
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {

@@ -144,6 +144,12 @@ def _log_summary(settings: Settings) -> None:
         signatures=settings.signature_cache_max_entries,
         drain_s=settings.drain_timeout,
     )
+    if settings.backend_may_be_this_server:
+        log_event(
+            logging.WARNING,
+            f"VLLM_BASE_URL may point at this proxy itself: both use port {settings.listen_port} of this machine. "
+            "Set LISTEN_PORT or VLLM_BASE_URL to another port",
+        )
 
 
 def load_app(settings: Settings, make_upstream: Callable[[], AsyncRequestInterface] | None = None) -> App:
