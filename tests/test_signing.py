@@ -205,6 +205,31 @@ def test_a_pair_signs_with_both_keys_under_their_own_addresses() -> None:
     verify_ed25519(TEXT, CHAT.signature_ed25519, CHAT.signing_address_ed25519)
 
 
+@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
+def test_the_answer_to_who_asks_for_a_signature(algorithm: SigningAlgorithm) -> None:
+    """Everything that was signed, and one of the two under the short names."""
+    answer = CHAT.answer(algorithm)
+    assert answer == {
+        "text": TEXT,
+        "signature": getattr(CHAT, f"signature_{algorithm}"),
+        "signing_address": fixed_pair().identity(algorithm).address,
+        "signing_algo": algorithm,
+        "signature_ecdsa": CHAT.signature_ecdsa,
+        "signing_address_ecdsa": CHAT.signing_address_ecdsa,
+        "signature_ed25519": CHAT.signature_ed25519,
+        "signing_address_ed25519": CHAT.signing_address_ed25519,
+    }
+    assert list(answer)[:4] == ["text", "signature", "signing_address", "signing_algo"]
+    assert CHAT.answer() == CHAT.answer("ecdsa")
+
+
+def test_there_is_no_answer_for_another_algorithm() -> None:
+    """Such as one that a client has asked for."""
+    with pytest.raises(UsageError) as caught:
+        CHAT.answer("rsa")  # type: ignore[arg-type] # it comes out of a query
+    assert (caught.value.code, str(caught.value)) == ("bad_algorithm", "A signing algorithm is ecdsa or ed25519.")
+
+
 def test_generated_pairs_take_two_different_keys_from_the_random_source() -> None:
     """The two keys are drawn one after the other: they must not share their bytes."""
     pair = SigningPair.generate(counting_random())

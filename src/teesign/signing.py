@@ -165,6 +165,26 @@ class SignedChat(msgspec.Struct, frozen=True, gc=False):
     signature_ed25519: str
     signing_address_ed25519: str
 
+    def answer(self, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
+        """Return what the signature endpoint answers, ready to be encoded as JSON.
+
+        Args:
+            algorithm: whose signature and address stand under the names without an algorithm.
+
+        Raises:
+            UsageError: `bad_algorithm` if it is no such algorithm.
+        """
+        if algorithm not in _SIGNATURE_LENGTH:
+            raise UsageError("A signing algorithm is ecdsa or ed25519.", code="bad_algorithm")
+        fields: dict[str, str] = msgspec.structs.asdict(self)
+        return {
+            "text": self.text,
+            "signature": fields[f"signature_{algorithm}"],
+            "signing_address": fields[f"signing_address_{algorithm}"],
+            "signing_algo": algorithm,
+            **fields,
+        }
+
 
 class SigningPair:
     """The two keys that sign every response of a server.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from teesign import __version__
 
 from .attestor import Attestor
@@ -74,16 +72,7 @@ class Handlers:
         self._metrics.lookups.labels("hit" if chat is not None else "miss").inc()
         if chat is None:
             raise not_found("Chat id not found or expired")
-        fields = msgspec.structs.asdict(chat)
-        await reply.json(
-            {
-                "text": chat.text,
-                "signature": fields[f"signature_{algorithm}"],
-                "signing_address": fields[f"signing_address_{algorithm}"],
-                "signing_algo": algorithm,
-                **fields,
-            }
-        )
+        await reply.json(chat.answer(algorithm))
 
     async def _attestation(self, request: Request, reply: Reply) -> None:
         reports = self._attestor()
