@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from soak.__main__ import FIGURES
-from teesign import Exchange, SignedChat, VerifiedExchange
+from teesign import Exchange, SignedChat, VerifiedExchange, verify_answer
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
 from teesign.verify.policy import Policy, policy_members
@@ -86,12 +88,52 @@ def test_the_example_of_checking_works() -> None:
 
 
 def test_the_example_of_embedding_works() -> None:
-    """The README's ten lines sign an answer that the cache then finds."""
+    """The README's loop signs an answer that the cache then finds, and answers as the proxy does."""
     names = run(EXAMPLES[1])
-    inserted, rest = names["out"].split(b",", 1)
+    inserted, rest = names["sent"].split(b",", 1)
     assert inserted.startswith(b'{"id":"chatcmpl-')
     assert rest == b'"choices": []}'
-    assert names["cache"].get(names["exchange"].signature_id) is not None
+    chat = names["cache"].get(json.loads(names["sent"])["id"])
+    assert names["answer"] == chat.answer("ecdsa")
+    address = names["pair"].ecdsa.identity.address
+    verify_answer(b'{"messages": []}', names["sent"], names["answer"], algorithm="ecdsa", address=address)
+
+
+def test_the_example_of_embedding_keeps_the_end_back() -> None:
+    """Of any response: nothing that ends it comes out before the signature is stored; an error passes unsigned."""
+    names = run(EXAMPLES[1])
+    relay, cache = names["relay"], names["cache"]
+
+    def begun(status: int, content_type: str) -> Exchange:
+        exchange = Exchange(names["pair"], id_prefix="chatcmpl", random=secrets.token_bytes)
+        exchange.receive_request(b"{}")
+        exchange.start_response(status, content_type)
+        return exchange
+
+    exchange = begun(200, "text/event-stream")
+    stream = [b'data: {"id":"an-id"}\n\n', b"data: [DONE]\n\n", b"more"]
+    out = relay(exchange, stream)
+    assert next(out) == stream[0]
+    assert cache.get("an-id") is None
+    assert next(out) == stream[1]
+    assert cache.get("an-id") is cache.get(exchange.signature_id) is not None
+    assert list(out) == []
+    exchange = begun(200, "audio/mpeg")
+    assert b"".join(relay(exchange, [b"au", b"dio"])) == b"audio"
+    assert cache.get(exchange.signature_id) is not None
+    exchange = begun(500, "application/json")
+    assert b"".join(relay(exchange, [b'{"error"', b":1}"])) == b'{"error":1}'
+    assert cache.get(exchange.signature_id) is None
+    exchange = begun(200, "application/json")
+    with pytest.raises(OSError, match="broken off"):
+        list(relay(exchange, broken_off()))
+    assert cache.get(exchange.signature_id) is None
+
+
+def broken_off() -> Iterator[bytes]:
+    """Yield part of a body, and fail."""
+    yield b'{"a":1'
+    raise OSError("broken off")
 
 
 @pytest.mark.anyio
