@@ -304,6 +304,14 @@ def test_a_backend_may_be_the_server_itself(changes: dict[str, Any], *, may: boo
     assert Settings(model_name="m", tokens=("t",), **changes).backend_may_be_this_server is may
 
 
+def test_what_is_required_has_to_be_passed() -> None:
+    """Type checkers notice too: where they do not, these comments are in vain, which mypy says."""
+    with pytest.raises(TypeError, match="'model_name' and 'tokens'"):
+        Settings()  # type: ignore[call-arg] # this is the mistake
+    with pytest.raises(TypeError, match="'tokens'"):
+        Settings(model_name="m")  # type: ignore[call-arg] # likewise
+
+
 @pytest.mark.parametrize(("changes", "may"), [({}, False), ({"dev": True}, True), ({"gpu_no_hw_mode": True}, True)])
 def test_gpu_evidence_is_made_up_only_where_that_was_asked_for(changes: dict[str, Any], *, may: bool) -> None:
     """In development, or for machines without the hardware."""

@@ -49,12 +49,10 @@ def _variable(
     example: str,
     help: str,  # noqa: A002 - what every command line calls it
     *,
-    default: Any = ...,
-    secret: bool = False,
+    default: Any,
 ) -> Any:
-    """Declare a field of `Settings` that is read from an environment variable."""
-    metadata = {"variable": Variable(name, parse, example, help, secret)}
-    return field(metadata=metadata, repr=not secret, **({} if default is ... else {"default": default}))
+    """Declare a field of `Settings` that is read from an environment variable, if that is set."""
+    return field(metadata={"variable": Variable(name, parse, example, help)}, default=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +66,25 @@ class Settings:
         SettingsError: with every problem that the arguments have. No value is quoted.
     """
 
-    model_name: str = _variable(
-        "MODEL_NAME", values.text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path."
+    # Type checkers see that a field is required if it is declared by `field` itself.
+    model_name: str = field(
+        metadata={
+            "variable": Variable(
+                "MODEL_NAME", values.text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path."
+            )
+        }
     )
-    tokens: tuple[str, ...] = _variable(
-        "TOKEN", values.tokens, "a-long-random-string", "Bearer token, or several separated by commas.", secret=True
+    tokens: tuple[str, ...] = field(
+        repr=False,
+        metadata={
+            "variable": Variable(
+                "TOKEN",
+                values.tokens,
+                "a-long-random-string",
+                "Bearer token, or several separated by commas.",
+                secret=True,
+            )
+        },
     )
     backend_url: str = _variable(
         "VLLM_BASE_URL", values.url, "http://localhost:9000", "Backend to relay to.", default="http://localhost:8000"
