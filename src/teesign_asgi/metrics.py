@@ -43,7 +43,7 @@ class Metrics:
         self.backend_errors: Final = counter("backend_errors", "Requests without a usable response.", "kind")
         self.attestation_failures: Final = counter("attestation_failures", "Collections of evidence that failed.")
         self.dropped_log_lines: Final = counter("dropped_log_lines", "Log lines that nobody read in time.")
-        gauge("open_streams", "Responses being relayed.").set_function(open_streams)
+        gauge("open_streams", "Responses being relayed, streamed or not.").set_function(open_streams)
         if cache_entries is not None:
             gauge("signature_cache_entries", "Signed chats kept.").set_function(cache_entries)
         self._endpoints: Final[list[EndpointMetrics]] = []

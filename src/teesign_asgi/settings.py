@@ -1,7 +1,7 @@
 """Settings from environment variables: one table, read once, every problem reported at once.
 
-This is the only place that knows the variables' names. Settings are read from a mapping, so that tests, embedding
-programs and the command line can each bring their own.
+Nothing else reads these variables, but for `teesign verify`, which takes `TOKEN` as a client. Settings are read from a
+mapping, so that tests, embedding programs and the command line can each bring their own.
 """
 
 from __future__ import annotations
