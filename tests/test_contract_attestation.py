@@ -1,4 +1,4 @@
-"""Section 7 of the wire contract, over real sockets, in development mode: what a report says and what it binds."""
+"""docs/wire-contract.md, "Attestation reports", over real sockets, in development mode: what they say and bind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 10 of the wire contract: what each variable does, seen from outside, and `teesign serve` as a process.
+"""README.md, "Settings": what each variable does, seen from outside, and `teesign serve` as a process.
 
 Most variables have their tests with the behaviour that they change. The table below says where, and a test holds it
 against the settings, so that no variable is without one.

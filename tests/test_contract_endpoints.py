@@ -1,4 +1,7 @@
-"""Sections 2, 3, 4 and 9 of the wire contract: who may ask for what, and what reaches the backend."""
+"""Who may ask for what, and what reaches the backend.
+
+README.md, "Endpoints", has the table; docs/wire-contract.md, "Requests", "Errors" and "The catch-all", the rules.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 5 of the wire contract, over real sockets: what reaches the client, when, and what of it is signed."""
+"""docs/wire-contract.md, "Responses", over real sockets: what reaches the client, when, and what of it is signed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 6 of the wire contract, over real sockets: asking for a signature."""
+"""docs/wire-contract.md, "Signatures", over real sockets: asking for one."""
 
 from __future__ import annotations
 

@@ -182,6 +182,19 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).is_file(), target
 
 
+def test_references_to_the_documents_lead_somewhere() -> None:
+    """What the sources name of a document, in quotes behind its file, is a heading there; no section has a number."""
+    found = 0
+    for source in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = source.read_text()
+        for document, names in re.findall(r'([\w/-]+\.md), ((?:"[\w ,-]+"(?:, | and )?)+)', text):
+            for name in re.findall(r'"(.+?)"', names):
+                found += 1
+                assert re.search(rf"^#+ {name}$", (ROOT / document).read_text(), re.MULTILINE), (source, name)
+        assert not re.search(r"(?i)sections? \d.* contract\b|contract's\ssection", text), source
+    assert found > 10
+
+
 def test_what_is_promised_is_shown_by_tests_that_exist() -> None:
     """Each name in the table of promises is that of a test, and each figure one that can be run."""
     page = (ROOT / "docs" / "reliability.md").read_text()

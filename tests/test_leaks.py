@@ -1,4 +1,4 @@
-"""Section 11 of the wire contract: nothing that people say or hold secret reaches the logs or the metrics, in any form.
+"""docs/threat-model.md, "What is logged": nothing that people say or hold secret reaches logs or metrics, in any form.
 
 Each canary is a word that occurs nowhere else. It is searched for as it is, and in every form in which programs write
 text that they quote: escaped, percent-encoded, as hex, as base64.

@@ -69,7 +69,7 @@ class BackendError(ProxyError):
 
 
 class HttpError(ProxyError):
-    """A request is answered with an error in the format of section 8 of the wire contract.
+    """A request is answered with an error in the format of docs/wire-contract.md, "Errors".
 
     Args:
         status: the status code.

@@ -290,7 +290,7 @@ class Reply:
         await self.whole(status, [JSON_CONTENT_TYPE, *headers], msgspec.json.encode(value))
 
     async def error(self, error: HttpError) -> None:
-        """Send an error in the format of the wire contract's section 8."""
+        """Send an error in the format of docs/wire-contract.md, "Errors"."""
         content = {"message": error.message, "type": error.type, "param": None, "code": None}
         await self.json({"error": content}, error.status, error.headers)
 

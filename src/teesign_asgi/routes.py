@@ -120,7 +120,7 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/v1/signature/", Handling.SIGNATURE),
     Endpoint("GET", "/v1/attestation/report", Handling.ATTESTATION),
 )
-"""Section 2 of the wire contract, but for its last row."""
+"""The table of README.md, "Endpoints", but for its last row."""
 
 CATCH_ALL: Final = Endpoint("", "catch-all", Handling.RELAY_ANYTHING, signed=True, id_prefix="pt", limit="audio")
 """That last row: any other path."""

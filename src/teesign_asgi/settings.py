@@ -57,7 +57,7 @@ def _variable(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that an operator can choose; see the wire contract's section 10 for each. Never changes.
+    """Everything that an operator can choose; see README.md, "Settings", for each. Never changes.
 
     Build it with `Settings.from_mapping(os.environ)`, or from keyword arguments, whose names and types are these. They
     are checked as the variables are, and held in the same form: a URL without slashes at its end.
@@ -351,7 +351,7 @@ class Settings:
 VARIABLES: Final[Mapping[str, Variable]] = {
     setting.name: cast(Variable, setting.metadata["variable"]) for setting in fields(Settings)
 }
-"""The variable behind each field of `Settings`, in the order of the contract's table."""
+"""The variable behind each field of `Settings`, in the order of the README's table."""
 
 _REQUIRED: Final = frozenset(("model_name", "tokens"))
 

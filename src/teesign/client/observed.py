@@ -43,7 +43,7 @@ _UNSIGNED: Final = frozenset(
         ("GET", "/v1/attestation/report"),
     )
 )
-"""What servers answer without signing it: section 2 of the wire contract."""
+"""What servers answer without signing it: see README.md, "Endpoints"."""
 
 _UNSIGNED_BELOW: Final = "/v1/signature/"
 
