@@ -124,6 +124,23 @@ def test_a_missing_package_is_named_with_what_to_install(package: str, arguments
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("https://example.org",), "client"),
+        (("--help",), "client"),
+        (("--offline", "bundle.json"), "verify"),
+        (("--json", "--offline=bundle.json"), "verify"),
+    ],
+)
+def test_who_verifies_is_told_all_that_is_missing_at_once(arguments: tuple[str, ...], extra: str) -> None:
+    """A server takes more than a file; whoever has installed what was asked for needs nothing else after that."""
+    result = run_without(("dcap_qvl", "httpx"), "verify", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    message = f"This needs the package dcap_qvl. Install it: pip install 'teesign[{extra}]'\n"
+    assert result.stderr == f"teesign verify: {message}"
+
+
 def test_the_command_lines_own_package_may_be_missing() -> None:
     """Then there are no commands yet, and what to install depends on which one is wanted."""
     result = run_without(("click",), "--help")

@@ -15,7 +15,7 @@ from teesign import __version__
 
 __all__ = ["missing_package", "teesign"]
 
-_COMMANDS: Final = {"serve": "server", "demo": "server", "verify": "verify"}
+_COMMANDS: Final = {"serve": "server", "demo": "server", "verify": "client"}
 """The commands, each in a module of its own name, and the extra that brings what they need."""
 
 
@@ -62,7 +62,10 @@ def _unavailable(name: str, error: ModuleNotFoundError) -> click.Command:
     message = missing_package(error, _COMMANDS[name])
 
     def tell() -> NoReturn:
-        click.echo(f"teesign {name}: {message}", err=True)
+        given = {argument.partition("=")[0] for argument in click.get_current_context().args}
+        # A file is verified with less than a server.
+        extra = "verify" if name == "verify" and "--offline" in given else _COMMANDS[name]
+        click.echo(f"teesign {name}: {missing_package(error, extra)}", err=True)
         sys.exit(2)
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
