@@ -217,8 +217,42 @@ def test_the_table_has_no_circles() -> None:
     TopologicalSorter(MAY_IMPORT).prepare()
 
 
+def floors() -> dict[str, int]:
+    """Return the floor of each module in the table of the architecture page, counted from the top."""
+    page = (SRC.parent / "docs" / "ARCHITECTURE.md").read_text()
+    table = page.partition("| Floor | Modules | What is there |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    found, floor = dict[str, int](), 0
+    for line in table.splitlines():
+        begins, modules_of_row, _ = line.strip("|").split("|")
+        floor += begins.strip() != ""
+        for name in re.findall(r"`([\w.]+)`", modules_of_row):
+            full = name if name.startswith("teesign.") else f"teesign_asgi.{name}"
+            assert found.setdefault(full, floor) == floor, full
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    """No module of either package is missing from the table, and none in it is gone."""
+    packages = {"teesign", "teesign_asgi", "teesign_asgi.__main__"}
+    assert floors().keys() == {*LIBRARY, *PROXY} - packages
+
+
+@pytest.mark.parametrize("module", floors())
+def test_imports_stay_on_a_floor_or_lead_down(module: str) -> None:
+    """As the table has it, in both packages."""
+    table = floors()
+    assert not [name for name, _ in imports(module) if table.get(name, table[module]) < table[module]]
+
+
+@pytest.mark.parametrize("command", ["verify", "verdict", "meanings"])
+def test_the_far_ends_command_needs_none_of_the_proxy(command: str) -> None:
+    """It runs where nothing of the server is installed."""
+    used = {name for name, _ in imports(f"teesign_asgi.cli.{command}") if name.startswith("teesign_asgi")}
+    assert all(f"{name}.".startswith("teesign_asgi.cli.") for name in used)
+
+
 def test_the_proxy_has_no_circles() -> None:
-    """Its modules have floors too."""
+    """Nor are there any within a floor."""
     TopologicalSorter({module: {name for name, _ in imports(module) if name in PROXY} for module in PROXY}).prepare()
 
 

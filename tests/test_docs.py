@@ -208,15 +208,6 @@ def test_what_is_promised_is_shown_by_tests_that_exist() -> None:
     assert {one or other for one, other in figures} <= set(FIGURES)
 
 
-def test_the_architecture_page_names_every_module() -> None:
-    """No module of either package is missing from the table of floors."""
-    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
-    for path in (ROOT / "src").glob("teesign*/*.py"):
-        name = path.stem if path.parent.name == "teesign_asgi" else f"teesign.{path.stem}"
-        if not path.stem.startswith("__") and name != "teesign.testing":
-            assert f"`{name}`" in page, name
-
-
 def run(example: str, **names: Any) -> dict[str, Any]:
     """Run an example and return the names it has left behind."""
     namespace = dict(names)
