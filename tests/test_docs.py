@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from soak.__main__ import FIGURES
 from teesign import Exchange, SignedChat, VerifiedExchange, verify_answer
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
 from teesign.verify.policy import Policy, policy_members
+from teesign_asgi.metrics import Metrics
+from teesign_asgi.observe import backend_error_fields
+from teesign_asgi.relay import _NAMED_REQUEST_HEADERS, _NAMED_RESPONSE_HEADERS, Outcome
 from teesign_asgi.routes import ENDPOINTS, Handling
 from teesign_asgi.settings import VARIABLES, Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 VERIFYING = (ROOT / "docs" / "verifying.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -164,6 +169,48 @@ def test_every_chat_shown_declares_its_json() -> None:
 def named(document: str, header: str) -> list[str]:
     """Return the names in the first column of a table, several in a cell one by one."""
     return [name for row in rows(document, header) for name in re.findall(r"`(\w+)`", row[0])]
+
+
+def test_the_operators_page_names_every_metric() -> None:
+    """Each is there with its type, its labels and its help, in the order in which they are shown."""
+    metrics = Metrics(open_streams=lambda: 0, cache_entries=lambda: 0)
+    metrics.endpoint("/").note(status=200, duration=1, received=0, sent=0, signed=True, client_gone=False)
+    for counter in (metrics.lookups, metrics.client_stalls, metrics.backend_errors):
+        counter.labels("any")
+    expected = []
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        if not family.name.endswith("_created"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = ", ".join(f"`{label}`" for label in family.samples[0].labels if label != "le")
+            expected.append([f"`{name}`", family.type, labels, family.documentation])
+    assert rows(OPERATING, "| Name | Type | Labels | What it counts |") == expected
+
+
+def test_the_operators_page_names_every_field_of_a_request() -> None:
+    """In their order, and with all that a backend's error can add."""
+    error = backend_error_fields(b'{"message": "bad", "type": "t"}')
+    outcome = Outcome(200, error, signed=True, broken="reset", client_gone=True, stalled="request")
+    first = ["request_id", "method", "path", "status", "ms", "received", "sent"]
+    assert sorted(named(OPERATING, "| Field | What it is |")) == sorted([*first, *outcome.fields()])
+
+
+def test_the_operators_page_names_every_event() -> None:
+    """That has fields: each call that writes a line, in the level that it has there."""
+    listed = {row[0].strip("`"): row[1] for row in rows(OPERATING, "| Event | Level | Fields |")}
+    written = {"request", "log lines were dropped, since nobody read them"}
+    for path in (ROOT / "src" / "teesign_asgi").rglob("*.py"):
+        for event_level, event in re.findall(r'log_event\(\s*logging\.(\w+),\s*"([^"]+)"', path.read_text()):
+            written.add(event)
+            assert listed[event] == event_level.lower()
+    assert listed.keys() == written - {"request"}
+
+
+def test_the_contract_names_the_headers_that_named_endpoints_pass_on() -> None:
+    """In both directions."""
+    sentences = " ".join((ROOT / "docs" / "wire-contract.md").read_text().split())
+    to_backend, to_client = re.findall(r"Named endpoints pass on (.*?)[.;] ", sentences)
+    assert re.findall(r"`(.*?)`", to_backend) == [name.decode() for name in _NAMED_REQUEST_HEADERS]
+    assert re.findall(r"`(.*?)`", to_client) == sorted(name.decode() for name in _NAMED_RESPONSE_HEADERS)
 
 
 def test_the_page_for_the_far_end_names_every_member() -> None:
