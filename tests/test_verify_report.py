@@ -15,6 +15,7 @@ from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authori
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from teesign import (
     Challenge,
@@ -308,6 +309,40 @@ def test_collateral_for_something_else_is_refused(part: str, changes: dict[str, 
     """Though Intel has signed it: it signs such for every machine, and for enclaves too."""
     collateral = INTEL.collateral_with(part, **changes)
     assert failure(REPORT, collateral=collateral) == (code, "signature")
+
+
+PCK = Authority("Intel SGX PCK Certificate", INTEL.root, ca=False)
+FOO = PCK.certificate.public_bytes(Encoding.PEM).replace(b"CERTIFICATE", b"FOO")
+GENUINE_CHAIN = COLLATERAL["tcb_info_issuer_chain"].encode()
+
+
+@pytest.mark.parametrize("part", ["tcb_info", "qe_identity"])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param(PCK.pem, id="of a machine"),
+        pytest.param(FOO + GENUINE_CHAIN, id="of a machine, before the right one, under a name that not all read"),
+        pytest.param(PCK.pem + GENUINE_CHAIN, id="of a machine, before the right one"),
+    ],
+)
+def test_collateral_that_another_key_of_intels_has_signed_is_refused(part: str, chain: bytes) -> None:
+    """Each machine has a key with a certificate under Intel's root: with it, one could call itself up to date."""
+    forged = {f"{part}_issuer_chain": chain.decode(), f"{part}_signature": PCK.sign(COLLATERAL[part].encode()).hex()}
+    code, step = failure(REPORT, collateral=COLLATERAL | forged)
+    assert (code in {"collateral_signer", "quote_not_verified"}, step) == (True, "signature")
+
+
+def test_who_signed_the_collateral_is_said() -> None:
+    """An outdated machine that vouches for itself has a code of its own."""
+    chain = {"tcb_info_issuer_chain": PCK.pem.decode()}
+    assert failure(REPORT, collateral=COLLATERAL | chain) == ("collateral_signer", "signature")
+
+
+@pytest.mark.parametrize("chain", ["", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_chain_that_cannot_be_read_proves_nothing(chain: str) -> None:
+    """Whoever sent it."""
+    collateral = COLLATERAL | {"qe_identity_issuer_chain": chain}
+    assert failure(REPORT, collateral=collateral) == ("quote_not_verified", "signature")
 
 
 @pytest.mark.parametrize("bit", [1, 4, 5, 29])

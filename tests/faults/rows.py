@@ -1,8 +1,8 @@
 """Every fault and every threat that the proxy has to stand, the tests that show it, and under which servers.
 
-A row is a fault or a threat. Its tests are named as pytest names them, from the folder of the tests and without
-parameters. `sabotage.py` takes the protections away one at a time, at least one of each row. A row that is not shown
-under granian and under uvicorn, and on trio under hypercorn, says why.
+A row is a fault or a threat; the last ones are of the far end. Its tests are named as pytest names them, from the
+folder of the tests and without parameters. `sabotage.py` takes the protections away one at a time, at least one of each
+row. A row that is not shown under granian and under uvicorn, and on trio under hypercorn, says why.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CONFIGURATION = "test_contract_configuration.py::"
 
 
 ITS_OWN = "it is about `teesign serve`, which runs granian"
+FAR_END = "it is about the far end, which has to do with whatever answers it"
 NO_SERVER = "no server takes part: it is about what is computed from bytes and times, whoever brings them"
 
 
@@ -448,5 +449,13 @@ ROWS: dict[str, Row] = {
             "test_verify.py::test_a_genuine_exchange_verifies",
         ),
         NO_SERVER,
+    ),
+    "collateral of anybody's": Row(
+        "Intel's word about a machine is signed with the key of a machine",
+        (
+            "test_verify_report.py::test_who_signed_the_collateral_is_said",
+            "test_verify_report.py::test_collateral_that_another_key_of_intels_has_signed_is_refused",
+        ),
+        FAR_END,
     ),
 }

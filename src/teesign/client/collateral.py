@@ -2,7 +2,7 @@
 
 Source: "Intel SGX and TDX Provisioning Certification Service", API version 4. A cache (PCCS) has the same paths, and
 one more, for the root's revocation list, which Intel itself publishes at the address that the root certificate names.
-Nothing fetched here is trusted: `dcap-qvl` checks every signature up to Intel's root.
+Nothing fetched here is trusted: `verify_quote` checks every signature up to Intel's root, and who signed.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import dcap_qvl
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from ..errors import UsageError, VerificationError
 from .policy import Policy
@@ -19,6 +22,9 @@ _REASONS: Final = (
     ("expired", "collateral_expired", "The collateral, or a certificate, is not valid at this time."),
     ("revoked", "certificate_revoked", "A certificate of the quote was revoked."),
 )
+_SIGNED: Final = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
+_SIGNER: Final = "Intel SGX TCB Signing"
+"""Common name of the certificate with which Intel signs collateral (Intel, PCS API version 4)."""
 _UNVERIFIED: Final = "The quote's signature, or its chain up to Intel's root, does not verify with this collateral."
 
 
@@ -49,7 +55,8 @@ def verify_quote(
         root: another root than Intel's that is trusted instead, a certificate in DER; for tests.
 
     Raises:
-        VerificationError: `quote_not_verified`, `collateral_expired`, `tcb_unknown`, `certificate_revoked`, or
+        VerificationError: `quote_not_verified`, `collateral_expired`, `tcb_unknown`, `certificate_revoked`,
+            `collateral_signer` if the collateral was signed with a key that Intel has certified for something else, or
             `tcb_not_accepted` if the policy does not list the state.
         UsageError: `bad_collateral` if the collateral lacks members.
     """
@@ -57,6 +64,8 @@ def verify_quote(
         parsed = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(dict(collateral)))
     except ValueError as error:
         raise UsageError("The collateral is not what dcap-qvl writes as JSON.", code="bad_collateral") from error
+    chains = {name: _signing_chain(getattr(parsed, name)) for name in _SIGNED}
+    parsed = dcap_qvl.QuoteCollateralV3.from_json(json.dumps({**collateral, **chains}))
     try:
         if root is None:
             verified = dcap_qvl.verify(quote, parsed, int(now))
@@ -73,3 +82,19 @@ def verify_quote(
             f"The machine's state is {verified.status}, which the policy does not accept.", code="tcb_not_accepted"
         )
     return VerifiedTcb(verified.status, tuple(verified.advisory_ids))
+
+
+def _signing_chain(pem: str) -> str:
+    """Return a chain written anew, if its first certificate is the one that Intel signs collateral with.
+
+    `dcap-qvl` checks that the chain leads to Intel's root, and not what for. Every machine has a key with such a chain.
+    Readers differ in which blocks of PEM they take for certificates: written anew, all find those that were looked at.
+    """
+    try:
+        chain = x509.load_pem_x509_certificates(pem.encode())
+        names = [name.value for name in chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (ValueError, x509.InvalidVersion) as error:
+        raise VerificationError(_UNVERIFIED, code="quote_not_verified") from error
+    if names != [_SIGNER]:
+        raise VerificationError("The collateral was signed with another key of Intel's.", code="collateral_signer")
+    return "".join(certificate.public_bytes(Encoding.PEM).decode("ascii") for certificate in chain)

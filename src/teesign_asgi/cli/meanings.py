@@ -36,6 +36,10 @@ _BY_CODE: Final = {
         "No genuine machine made this quote as it is, its host can look into the machine, or the collateral belongs to "
         "another kind of machine."
     ),
+    "collateral_signer": (
+        "Somebody has made up Intel's word about the machine, with a key that Intel has certified for something else: "
+        "that of a machine, for instance, of which its owner has got hold."
+    ),
     "collateral_expired": "Intel's word about the machine is out of date: leave --collateral out, to fetch it anew.",
     "certificate_revoked": "Intel has withdrawn its word for this machine. It must not be trusted.",
     "tcb_unknown": "The machine lacks security updates that Intel insists on. Its operator has to install them.",
