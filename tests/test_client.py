@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -287,6 +289,24 @@ def trickles(call: Call) -> None:
         call.send(chunked(b" ", end=False))
 
 
+def drips(*start: bytes, drop: bytes = b"a") -> Script:
+    """Return a script that starts an answer, and goes on a little at a time, for longer than anybody waits."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(*start)
+        for _ in range(100):
+            if call.connection.gone.wait(0.05):
+                return
+            call.send(drop)
+        call.close()
+
+    return script
+
+
+CHUNKED = head(200, b"transfer-encoding: chunked")
+
+
 def floods(call: Call) -> None:
     """Send more than anybody wants."""
     call.read_body()
@@ -306,6 +326,10 @@ def breaks_off(call: Call) -> None:
 TROUBLES: dict[str, tuple[Script, str]] = {
     "hangs": (hangs, "timeout"),
     "trickles": (trickles, "timeout"),
+    "hints-for-ever": (drips(drop=b"HTTP/1.1 103 Early Hints\r\n\r\n"), "timeout"),
+    "drips-its-head": (drips(b"HTTP/1.1 200 OK\r\nx-a: "), "timeout"),
+    "drips-a-chunks-extension": (drips(CHUNKED, b"1;a="), "timeout"),
+    "drips-its-trailers": (drips(CHUNKED, b"0\r\nx-a: "), "timeout"),
     "floods": (floods, "too_large"),
     "breaks-off": (breaks_off, "unreachable"),
     "closes-at-once": (lambda call: call.close(), "unreachable"),
@@ -338,6 +362,78 @@ async def test_trouble_is_the_same_asynchronously(server: Backend, trouble: str)
         with pytest.raises(FetchError) as caught:
             await run_async(attesting(url_of(server), trust()), ask_with_async(client, limit=LIMITS.get(code, 20.0)))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_connection_that_is_used_again_is_limited_as_well(server: Backend, family: Any) -> None:
+    """A server may wait with its tricks until the second question."""
+    server.play(json_answer(b"{}"))
+    question = Question("an answer", server.url)
+    with family.Client() as client:
+        ask = ask_with(client, limit=0.3)
+        ask(question)
+        server.play(drips(drop=b"HTTP/1.1 103 Early Hints\r\n\r\n"))
+        with pytest.raises(FetchError) as caught:
+            ask(question)
+    assert caught.value.code == "timeout"
+    assert len({id(call.connection) for call in server.calls}) == 1
+
+
+def test_what_was_given_up_is_not_asked_again(server: Backend) -> None:
+    """A connection that is lost after its time is not made again behind the program's back."""
+    lost = threading.Event()
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(b"HTTP/1.1 200 OK\r\nx-a: ")
+        lost.wait(20)
+        call.close()
+
+    server.play(script)
+    with httpx.Client() as client:
+        with pytest.raises(FetchError):
+            ask_with(client, limit=0.3)(Question("an answer", server.url))
+        lost.set()
+        for thread in threading.enumerate():
+            if thread.name == "teesign-question":
+                thread.join(20)
+    assert len(server.calls) == 1
+
+
+def refusing(error: BaseException) -> httpx.Client:
+    """Return a client that refuses everything in its own way."""
+
+    def refuse(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return httpx.Client(transport=httpx.MockTransport(refuse))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("own"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_what_a_program_raises_itself_comes_through(error: BaseException) -> None:
+    """Hooks and transports of a program's own end a question as they end any request."""
+    with refusing(error) as client, pytest.raises(type(error)) as caught:
+        ask_with(client)(Question("an answer", "http://localhost"))
+    assert caught.value is error
+
+
+def test_a_fetch_error_has_its_cause() -> None:
+    """What the library said is there for whoever looks into it."""
+    error = httpx.ConnectError("x")
+    with refusing(error) as client, pytest.raises(FetchError) as caught:
+        ask_with(client)(Question("an answer", "http://localhost"))
+    assert caught.value.__cause__ is error
+
+
+def test_questions_are_asked_in_the_programs_context() -> None:
+    """What a program has noted for its own, such as a trace, is there in its hooks."""
+    note = contextvars.ContextVar("note", default="")
+    note.set("own")
+    seen = []
+    transport = httpx.MockTransport(lambda _: seen.append(note.get()) or httpx.Response(200))  # type: ignore[func-returns-value]  # it is None
+    with httpx.Client(transport=transport) as client:
+        ask_with(client)(Question("an answer", "http://localhost"))
+    assert seen == ["own"]
 
 
 def lost_once() -> Script:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 from authorities import ROOTS
-from backend import Backend, answer, json_answer
+from backend import Backend, Call, answer, json_answer
 from click.testing import CliRunner, Result
 from far_end import COLLATERAL, GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs
 from servers import SECOND_TOKEN, TOKEN, Stack, free_port, serve, settings_for, stack
@@ -406,3 +408,31 @@ def test_the_command_exits_as_a_process_does(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "unknown_bundle_format" in result.stdout
     assert result.stderr == ""
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+def hints(call: Call) -> None:
+    """Say again and again that the answer is about to come, for longer than a test waits."""
+    for _ in range(200):
+        if call.connection.gone.wait(0.05):
+            return
+        call.send(HINTS)
+    call.close()
+
+
+@pytest.mark.parametrize(("timeout", "interrupted", "code"), [("0.3", False, 3), ("60", True, 130)])
+def test_a_server_cannot_keep_the_command(timeout: str, interrupted: bool, code: int) -> None:  # noqa: FBT001 - a column
+    """It ends in its time, or when it is told to, and waits for nothing more; an interruption is no failed check."""
+    with Backend() as server:
+        server.play(hints)
+        command = [sys.executable, "-m", "teesign_asgi", "verify", server.url, "--timeout", timeout]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        server.next_call()
+        begun = time.monotonic()
+        if interrupted:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == code
+        assert time.monotonic() - begun < 5

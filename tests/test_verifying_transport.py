@@ -540,6 +540,26 @@ def test_a_signature_that_does_not_come_is_an_error_in_limited_time(middle: Midd
     assert b"[DONE]" not in b"".join(out)
 
 
+def test_a_server_cannot_keep_those_who_wait_for_its_attestation() -> None:
+    """Whoever waits for another's attestation to end gets a turn, and an error, in limited time."""
+
+    def hint(call: Call) -> None:
+        for _ in range(200):
+            if call.connection.gone.wait(0.05):
+                return
+            call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        call.close()
+
+    def code(_: int) -> str:
+        with pytest.raises(FetchError) as caught:
+            ask.post(f"{backend.url}{CHAT}", json={})
+        return caught.value.code
+
+    with Backend() as backend, client(limit=0.3) as ask, ThreadPoolExecutor(2) as pool:
+        backend.play(hint)
+        assert list(pool.map(code, range(2))) == ["timeout"] * 2
+
+
 @pytest.mark.parametrize("script", [json_answer(WHOLE), event_stream(*EVENTS, DONE)])
 def test_what_the_callback_raises_takes_the_answers_place(server: Stack, script: Script) -> None:
     """A program that keeps records can refuse an answer it could not record."""

@@ -458,4 +458,16 @@ ROWS: dict[str, Row] = {
         ),
         FAR_END,
     ),
+    "an answer without end": Row(
+        "a server sends its head, its trailers or its body for ever, a little at a time",
+        (
+            "test_client.py::test_trouble_is_told_apart_from_failed_checks",
+            "test_client.py::test_trouble_is_the_same_asynchronously",
+            "test_client.py::test_a_connection_that_is_used_again_is_limited_as_well",
+            "test_client.py::test_what_was_given_up_is_not_asked_again",
+            "test_verifying_transport.py::test_a_server_cannot_keep_those_who_wait_for_its_attestation",
+            "test_verify_command.py::test_a_server_cannot_keep_the_command",
+        ),
+        FAR_END,
+    ),
 }

@@ -9,7 +9,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import ModuleType
 from typing import Any, Final
 
@@ -46,7 +49,7 @@ def ask_with(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Question], 
 
     Args:
         client: the client, which stays the caller's to close.
-        limit: seconds that the server may be silent, and may take to send its answer.
+        limit: seconds that the whole answer may take; see `ask` for what a server that takes longer leaves behind.
     """
     family = family_of(client)
     send = partial(client.send, auth=None, follow_redirects=False, stream=True)
@@ -68,22 +71,41 @@ def ask_with_async(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Quest
 def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, limit: float) -> Answer:
     """Ask one question; once more if the connection was lost, but never POST twice (RFC 9110, section 9.2.2).
 
+    It is asked in a thread of its own, since the libraries limit only silence, and a server can send a head, trailers
+    or informational answers for ever. A thread whose answer does not come in time is left behind, and so it is at an
+    exception such as KeyboardInterrupt. With its connection, which counts among those of the client until then, it ends
+    when the server hangs up, is silent for `limit`, or sends some of a body, or when the client is closed. It asks
+    nothing more, and keeps no program from ending.
+
     Args:
         send: sends a request of this family and returns the response, whose stream has not been read.
         family: httpx or httpx2.
         question: what to ask.
-        limit: seconds that the server may be silent, and may take to send its answer.
+        limit: seconds that the whole answer may take.
 
     Raises:
         FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
+    outcome: SimpleQueue[Answer | BaseException] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put(_ask(send, family, question, limit))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            outcome.put(error)
+
+    Thread(target=copy_context().run, args=(work,), name="teesign-question", daemon=True).start()
     try:
-        return _ask_once(send, family, question, limit)
-    except FetchError as error:
-        if not _may_ask_again(question, error):
-            raise
-    return _ask_once(send, family, question, limit)
+        answer = outcome.get(timeout=limit)
+    except Empty:
+        raise _late(question) from None
+    if isinstance(answer, Answer):
+        return answer
+    try:
+        raise answer
+    finally:
+        del answer  # its traceback holds this frame
 
 
 async def ask_async(
@@ -107,8 +129,19 @@ def _may_ask_again(question: Question, error: FetchError) -> bool:
     return error.code == "unreachable" and question.body is None
 
 
-def _ask_once(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float) -> Answer:
+def _ask(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float) -> Answer:
     deadline = time.monotonic() + limit
+    try:
+        return _ask_once(send, family, question, limit, deadline)
+    except FetchError as error:
+        if not _may_ask_again(question, error) or time.monotonic() > deadline:
+            raise
+    return _ask_once(send, family, question, limit, deadline)
+
+
+def _ask_once(
+    send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float, deadline: float
+) -> Answer:
     body = bytearray()
     with _failures(family, question):
         request = _request(family, question, limit)

@@ -121,8 +121,8 @@ class VerifyingTransport(_Configured, _Transport):
         verified: called with each answer that was verified, before its last bytes are released. What it raises takes
             the place of the answer.
         max_age: seconds that an attestation serves.
-        limit: seconds that the server may be silent while report, collateral or a signature is fetched, and may take to
-            send it.
+        limit: seconds that it may take to fetch a report, a signature, or one part of the collateral. A server that
+            takes longer for it keeps a thread and a connection, see `teesign.client.http.ask`.
         random: returns that many unpredictable bytes, for nonces.
         clock: seconds since 1970, UTC, at which collateral and certificates must be valid.
         monotonic: seconds on a clock that is never set, for `max_age`.
@@ -192,8 +192,8 @@ class VerifyingTransport(_Configured, _Transport):
 class AsyncVerifyingTransport(_Configured, _AsyncTransport):
     """A transport for `httpx.AsyncClient`, or for httpx2's, that verifies every answer, on asyncio and trio.
 
-    Arguments and exceptions are those of `VerifyingTransport`; `transport` is an asynchronous one, `verified` an
-    ordinary function, and `limit` is for the whole of each fetch.
+    Arguments and exceptions are those of `VerifyingTransport`; `transport` is an asynchronous one, and `verified` an
+    ordinary function. What takes too long is cancelled, and leaves nothing behind.
     """
 
     async def __aenter__(self) -> Self:
