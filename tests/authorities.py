@@ -35,7 +35,8 @@ _SGX = "1.2.840.113741.1.13.1"
 def der(tag: int, content: bytes) -> bytes:
     """Return a DER value of less than 64 KiB."""
     length = len(content)
-    head = bytes([length]) if length < 128 else b"\x82" + length.to_bytes(2, "big")
+    size = 0 if length < 128 else 1 if length < 256 else 2
+    head = bytes([128 + size]) + length.to_bytes(size, "big") if size else bytes([length])
     return bytes([tag]) + head + content
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from teesign_asgi.certificate import BoundCertificate, CertificateError, spki_sha256
+from teesign_asgi.certificate import BoundCertificate, CertificateError, fingerprint
 
 pytestmark = pytest.mark.anyio
 
@@ -53,13 +53,13 @@ def hash_of(key: Key) -> bytes:
 @pytest.mark.parametrize("key", KEYS, ids=["ec", "ed25519", "rsa"])
 def test_the_hash_is_that_of_the_public_key(key: Key) -> None:
     """It stays the same when the certificate is renewed for the same key."""
-    assert spki_sha256(certificate(key)) == hash_of(key)
+    assert fingerprint(certificate(key)) == hash_of(key)
 
 
 def test_of_several_certificates_the_first_counts() -> None:
     """It is the server's own; the others are its chain. Text around them does not matter."""
     chain = b"some text\n" + certificate(KEYS[0]) + b"more text\n" + certificate(KEYS[1])
-    assert spki_sha256(chain) == hash_of(KEYS[0])
+    assert fingerprint(chain) == hash_of(KEYS[0])
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,15 @@ def test_of_several_certificates_the_first_counts() -> None:
         b"-----BEGIN CERTIFICATE-----\n",
         b"-----BEGIN CERTIFICATE-----\nkanarienvogel\n-----END CERTIFICATE-----\n",
         b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        certificate(KEYS[0]).replace(b"\n", b"!\n", 2),
+        certificate(KEYS[0])[:200],
+        certificate(KEYS[0])[:200] + certificate(KEYS[1]),
     ],
 )
 def test_what_is_no_certificate_is_refused(pem: bytes) -> None:
     """With the variable to look at, and nothing of the file."""
     with pytest.raises(CertificateError) as caught:
-        spki_sha256(pem)
+        fingerprint(pem)
     assert "TLS_CERT_PATH" in str(caught.value)
     assert "kanarienvogel" not in str(caught.value)
 

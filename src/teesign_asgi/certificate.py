@@ -5,15 +5,21 @@ The file is read again when it has changed, because certificates are renewed und
 
 from __future__ import annotations
 
-from hashlib import sha256
+import base64
 from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
 
+from teesign import MalformedError
+from teesign.spki import spki_sha256
+
 from .errors import ProxyError
 
-__all__ = ["BoundCertificate", "CertificateError", "spki_sha256"]
+__all__ = ["BoundCertificate", "CertificateError", "fingerprint"]
+
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+_END: Final = b"-----END CERTIFICATE-----"
 
 
 class CertificateError(ProxyError):
@@ -44,13 +50,13 @@ class BoundCertificate:
             status = self._path.stat()
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
             if self._known is None or self._known[0] != version:
-                self._known = (version, spki_sha256(self._path.read_bytes()))
+                self._known = (version, fingerprint(self._path.read_bytes()))
         except OSError as error:
             raise CertificateError(f"The file at TLS_CERT_PATH cannot be read ({type(error).__name__})") from error
         return self._known[1]
 
 
-def spki_sha256(pem: bytes) -> bytes:
+def fingerprint(pem: bytes) -> bytes:
     """Return SHA-256 of the subject public key info of the first certificate in a PEM text, 32 bytes.
 
     What it does NOT establish: that the certificate is valid, or that anything serves it.
@@ -58,12 +64,10 @@ def spki_sha256(pem: bytes) -> bytes:
     Raises:
         CertificateError: if there is no readable one.
     """
-    # Loading it takes longer than the rest of the start, and few deployments bind a certificate.
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-    from cryptography.x509 import load_pem_x509_certificate
-
+    text, end, _ = pem.partition(_BEGIN)[2].partition(_END)
     try:
-        public_key = load_pem_x509_certificate(pem).public_key()
-    except ValueError as error:
+        if not end:
+            raise ValueError("It has no end.")
+        return spki_sha256(base64.b64decode(b"".join(text.split()), validate=True))
+    except (ValueError, MalformedError) as error:
         raise CertificateError("The file at TLS_CERT_PATH holds no readable PEM certificate") from error
-    return sha256(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()

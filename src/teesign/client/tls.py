@@ -8,13 +8,10 @@ there and then. A connection that was made for another request is not told of: b
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import sha256
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+from ..errors import MalformedError
+from ..spki import spki_sha256
 from .flow import other_tls_key
 
 __all__ = ["KeyCheck", "check_tls_key", "tls_key"]
@@ -24,7 +21,7 @@ def tls_key(response: Any) -> bytes | None:
     """Return the SHA-256 of the TLS key (SPKI, DER) that the other side of a response holds.
 
     Returns:
-        32 bytes; None without TLS, or where the key is of a kind that cannot be read.
+        32 bytes; None without TLS, or where the certificate cannot be read.
     """
     return _key_of(response.extensions.get("network_stream"))
 
@@ -92,7 +89,6 @@ def _key_of(stream: Any) -> bytes | None:
     if certificate is None:
         return None
     try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm):
+        return spki_sha256(certificate)
+    except MalformedError:
         return None
-    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
