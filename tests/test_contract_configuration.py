@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from authorities import INTEL
 from backend import Backend, json_answer
 from processes import REQUIRED, Process, environment, teesign_serve, waiting_for_keys
 from servers import TOKEN, Kind, Stack, free_port, stack
@@ -290,7 +291,7 @@ def test_a_port_in_use() -> None:
 def test_every_flag_is_accepted(tmp_path: Path) -> None:
     """There is a flag for each variable, it wins over the variable, and it takes the example that messages give."""
     certificate = tmp_path / "cert.pem"
-    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    certificate.write_bytes(INTEL.root.pem)
     flags = []
     for variable in VARIABLES.values():
         value = str(certificate) if variable.name == "TLS_CERT_PATH" else variable.example

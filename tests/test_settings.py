@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authorities import Authority
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,12 +237,14 @@ def test_other_variables_are_left_alone() -> None:
 
 
 def test_a_certificate_file_is_looked_into(tmp_path: Path) -> None:
-    """A file that holds no PEM certificate is refused before the port is opened."""
+    """A file that holds no PEM certificate, or a damaged one, is refused before the port is opened."""
     path = tmp_path / "cert.pem"
-    path.write_text("-----BEGIN PRIVATE KEY-----\n")
-    (problem,) = problems_of({**REQUIRED, "TLS_CERT_PATH": str(path)})
-    assert "holds no PEM certificate" in problem
-    path.write_text("-----BEGIN CERTIFICATE-----\n")
+    whole = Authority("server", ca=False).pem
+    for pem in (b"-----BEGIN PRIVATE KEY-----\n", b"-----BEGIN CERTIFICATE-----\n", whole[:300], whole[300:]):
+        path.write_bytes(pem)
+        (problem,) = problems_of({**REQUIRED, "TLS_CERT_PATH": str(path)})
+        assert "holds no readable PEM certificate" in problem
+    path.write_bytes(whole)
     assert Settings.from_mapping({**REQUIRED, "TLS_CERT_PATH": str(path)}).tls_cert_path == path
 
 

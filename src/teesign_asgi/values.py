@@ -14,6 +14,8 @@ from typing import Final
 
 import httpcore
 
+from .certificate import CertificateError, fingerprint
+
 __all__ = [
     "boolean",
     "certificate",
@@ -156,11 +158,11 @@ def certificate(value: str) -> Path:
     """Take the path of a file that holds a PEM certificate."""
     path = Path(value)
     try:
-        holds_one = b"-----BEGIN CERTIFICATE-----" in path.read_bytes()
+        fingerprint(path.read_bytes())
     except OSError as error:
         raise ValueError(f"names a file that cannot be read ({type(error).__name__})") from None
     except ValueError:
         raise ValueError("is no path of a file") from None
-    if not holds_one:
-        raise ValueError("names a file that holds no PEM certificate")
+    except CertificateError:
+        raise ValueError("names a file that holds no readable PEM certificate") from None
     return path
