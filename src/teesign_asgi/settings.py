@@ -244,7 +244,7 @@ class Settings:
     )
     dstack_simulator_endpoint: str | None = _variable(
         "DSTACK_SIMULATOR_ENDPOINT",
-        values.text,
+        values.endpoint,
         "http://localhost:8090",
         "Simulator in the guest agent's place; reports say so.",
         default=None,

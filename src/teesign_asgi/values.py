@@ -22,6 +22,7 @@ __all__ = [
     "check_tokens",
     "choice",
     "command_line",
+    "endpoint",
     "integer",
     "seconds",
     "text",
@@ -110,7 +111,7 @@ def seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[str], float]:
 
 
 def url(value: str) -> str:
-    """Take the URL of a backend, and return it without slashes at its end."""
+    """Take an http or https URL, and return it without slashes at its end."""
     address = value.strip()
     scheme, separator, rest = address.partition("://")
     authority = rest.partition("/")[0]
@@ -120,7 +121,7 @@ def url(value: str) -> str:
     if "?" in address or "#" in address:
         raise ValueError("has a query or a fragment")
     if "@" in authority:
-        raise ValueError("holds a user name or password, which are not sent to backends")
+        raise ValueError("holds a user name or password, which are not sent, and would be shown")
     try:
         host = httpcore.URL(address).host
     except ValueError:
@@ -128,6 +129,12 @@ def url(value: str) -> str:
     if not host:
         raise ValueError("has no host")
     return address.rstrip("/")
+
+
+def endpoint(value: str) -> str:
+    """Take the path of a Unix socket, or the URL of what listens elsewhere."""
+    address = text(value)
+    return url(address) if "://" in address else address
 
 
 def choice(*choices: str) -> Callable[[str], str]:
