@@ -635,6 +635,7 @@ QUERIES: list[tuple[str, tuple[int, str, str]]] = [
     ("nonce=a&nonce=b", (400, "bad_request", "A query parameter is given more than once")),
     ("signing_address=0x00", (404, "not_found", "Signing address not found on this server")),
     ("include_tls_fingerprint=maybe", (400, "bad_request", "include_tls_fingerprint must be true or false")),
+    ("include_tls_fingerprint", (400, "bad_request", "include_tls_fingerprint must be true or false")),
     (
         "include_tls_fingerprint=true",
         (400, "bad_request", "include_tls_fingerprint needs TLS_CERT_PATH, which this server does not have"),

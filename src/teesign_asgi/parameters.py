@@ -14,7 +14,7 @@ __all__ = ["flag_parameter", "nonce_parameter", "signing_algorithm"]
 _ALGORITHMS: Final = ("ecdsa", "ed25519")
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 _TRUE: Final = ("1", "true", "yes", "on")
-_FALSE: Final = ("", "0", "false", "no", "off")
+_FALSE: Final = ("0", "false", "no", "off")
 
 
 def signing_algorithm(parameters: Mapping[str, str]) -> SigningAlgorithm:
@@ -49,9 +49,9 @@ def flag_parameter(parameters: Mapping[str, str], name: str) -> bool:
     """Return whether a parameter is on; it is off if it is not given.
 
     Raises:
-        HttpError: 400 if it is neither.
+        HttpError: 400 if it is neither on nor off. No value is neither: whoever names it may well want it on.
     """
-    value = parameters.get(name, "").lower()
+    value = parameters.get(name, "no").lower()
     if value not in (*_TRUE, *_FALSE):
         raise bad_request(f"{name} must be true or false")
     return value in _TRUE
