@@ -384,9 +384,35 @@ async def test_the_certificate_is_bound_where_it_is_asked_for() -> None:
     assert "tls_cert_fingerprint" not in await setup.report()
 
 
+async def test_a_renewed_certificate_is_bound_at_once() -> None:
+    """A report that binds the old one is of no use to a client of the new one."""
+    certificate = Certificate(b"o" * 32)
+    setup = Setup(certificate=certificate)
+    assert (await setup.report(bind=True))["tls_cert_fingerprint"] == (b"o" * 32).hex()
+    certificate.spki = b"n" * 32
+    assert (await setup.report(bind=True))["tls_cert_fingerprint"] == (b"n" * 32).hex()
+
+
+async def test_reports_that_bind_renewed_certificates_are_not_kept_for_ever() -> None:
+    """Nor do they crowd out those that bind none."""
+    certificate = Certificate(b"o" * 32)
+    setup = Setup(certificate=certificate)
+    unbound = await setup.report()
+    for number in range(10):
+        certificate.spki = bytes([number]) * 32
+        await setup.report(bind=True)
+        setup.clock.advance(TTL / 4)
+        if number == 0:
+            assert await setup.report() == unbound
+    assert len(setup.attestor._ready) <= 4
+
+
 async def test_there_is_no_report_where_the_certificate_cannot_be_read() -> None:
-    """A client that wants the binding must not get one without it."""
-    setup = Setup(certificate=Certificate(None))
+    """A client that wants the binding must not get one without it, nor one that was good before."""
+    certificate = Certificate(b"k" * 32)
+    setup = Setup(certificate=certificate)
+    await setup.report(bind=True)
+    certificate.spki = None
     for nonce in (NONCE, None):
         with pytest.raises(HttpError) as caught:
             await setup.report(nonce, bind=True)

@@ -5,10 +5,11 @@ serve one collection at a time, so collections queue for it, and only `MAX_WAITI
 once, because nobody is helped by a queue that takes minutes.
 
 A report with a nonce is always collected afresh. One without may be served as the ready bytes of an earlier one, for as
-long as the cache allows. It is collected by a background task that all requests which need it wait for, so there is one
-collection however many wait, and it goes on when the one that started it leaves. Once such a report is half as old as
-it may get, the next request for it starts that task ahead of time and is still answered at once from the cache. A
-collection that failed leaves nothing behind: those who waited for it are told, and the next request tries again.
+long as the cache allows, and while the certificate has the TLS key that it binds, if it does. It is collected by a
+background task that all requests which need it wait for, so there is one collection however many wait, and it goes on
+when the one that started it leaves. Once such a report is half as old as it may get, the next request for it starts
+that task ahead of time and is still answered at once from the cache. A collection that failed leaves nothing behind:
+those who waited for it are told, and the next request tries again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ RETRY_AFTER: Final = 5
 
 _NONCE_LENGTH: Final = 32
 
-_CacheKey = tuple[SigningAlgorithm, bool]
+_CacheKey = tuple[SigningAlgorithm, bytes | None]
+"""Which key a report is about, and the hash of the TLS key that it binds."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,16 @@ class Attestor:
         Raises:
             HttpError: 500 if the collection failed, 503 if too many wait for the GPU.
         """
-        if nonce is not None or not self._cache_ttl:
-            try:
-                return await self._collect(algorithm, nonce or self._random(_NONCE_LENGTH), bind_certificate)
-            except HttpError:
-                raise
-            except Exception as error:
-                self._on_failure(error)
-                raise server_error() from error
-        key = (algorithm, bind_certificate)
+        try:
+            spki = await self._spki_sha256() if bind_certificate else None
+            if nonce is not None or not self._cache_ttl:
+                return await self._collect(algorithm, nonce or self._random(_NONCE_LENGTH), spki)
+        except HttpError:
+            raise
+        except Exception as error:
+            self._on_failure(error)
+            raise server_error() from error
+        key = (algorithm, spki)
         ready = self._ready.get(key)
         age = self._clock() - ready.collected_at if ready is not None else self._cache_ttl
         collection = None
@@ -142,11 +145,15 @@ class Attestor:
         collection = self._collections[key] = _Collection()
 
         async def collect() -> None:
-            algorithm, bind_certificate = key
+            algorithm, spki = key
             collection.error = server_error()  # what those who wait see if this is cancelled
             try:
                 begun = self._clock()
-                collection.report = await self._collect(algorithm, self._random(_NONCE_LENGTH), bind_certificate)
+                collection.report = await self._collect(algorithm, self._random(_NONCE_LENGTH), spki)
+                # Those of certificates that have been renewed are asked for no more.
+                self._ready = {
+                    kept: it for kept, it in self._ready.items() if begun - it.collected_at < self._cache_ttl
+                }
                 self._ready[key] = _Ready(collection.report, begun)
                 collection.error = None
             except HttpError as error:
@@ -160,11 +167,11 @@ class Attestor:
         run_in_background(collect)
         return collection
 
-    async def _collect(self, algorithm: SigningAlgorithm, nonce: bytes, bind_certificate: bool) -> bytes:  # noqa: FBT001 - private, and named at each call
-        spki = None
-        if bind_certificate:
-            assert self._certificate is not None
-            spki = await self._certificate.spki_sha256()
+    async def _spki_sha256(self) -> bytes:
+        assert self._certificate is not None
+        return await self._certificate.spki_sha256()
+
+    async def _collect(self, algorithm: SigningAlgorithm, nonce: bytes, spki: bytes | None) -> bytes:
         challenge = Challenge.new(self._pair.identity(algorithm), nonce=nonce, spki_sha256=spki)
         quote: Quote
         info: Mapping[str, Any]
