@@ -20,6 +20,7 @@ from teesign.sources import Sources
 from teesign.sources.simulated import SimulatedQuotes
 from teesign.testing import ECDSA_SECRET, ED25519_SEED, ManualClock, fixed_evidence, fixed_pair
 from teesign_asgi import App, Settings, StartError
+from teesign_asgi.attestor import MAX_WAITING
 from teesign_asgi.types import Message
 
 pytestmark = pytest.mark.anyio
@@ -665,6 +666,54 @@ async def test_reports_need_a_token_unless_they_are_public() -> None:
     for public, status in ((False, 401), (True, 200)):
         asked = await client(app_with(public_attestation=public)).ask("GET", "/v1/attestation/report", token=None)
         assert asked.status == status
+
+
+class BusyGpus(Gpus):
+    """GPUs that collect until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collecting, self.collected = 0, 0
+        self.busy, self.go = anyio.Event(), anyio.Event()
+
+    async def collect(self, nonce: bytes) -> GpuEvidence:
+        """Return evidence, at last."""
+        self.collecting += 1
+        self.busy.set()
+        try:
+            await self.go.wait()
+        finally:
+            self.collecting -= 1
+        self.collected += 1
+        return fixed_evidence(nonce)
+
+
+@pytest.mark.parametrize(("query", "going_on"), [("?nonce={:064x}", 0), ("", 1)], ids=["nonces", "no nonce"])
+async def test_clients_that_leave_do_not_wait_for_the_gpu(query: str, going_on: int) -> None:
+    """Their places are free again; a collection that others share goes on."""
+    gpus, leaves = BusyGpus(), anyio.Event()
+    app = App(settings(), pair=fixed_pair(), sources=Sources(quotes=SimulatedQuotes(), gpus=gpus))
+    await app.start()
+    gone = [client(app, leaves=leaves) for _ in range(1 + MAX_WAITING)]
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for number, each in enumerate(gone):
+                group.start_soon(each.ask, "GET", "/v1/attestation/report" + query.format(number))
+            await gpus.busy.wait()
+            leaves.set()
+    assert [each.messages for each in gone] == [[]] * len(gone)
+    assert gpus.collecting == going_on
+    gpus.go.set()
+    assert (await client(app).ask("GET", "/v1/attestation/report?nonce=" + "ab" * 32)).status == 200
+    assert gpus.collected == going_on + 1
+    await app.aclose()
+
+
+async def test_a_report_takes_no_more_of_a_body_than_other_requests() -> None:
+    """Nobody looks at it."""
+    app = app_with(max_request_bytes=10)
+    assert (await client(app, b"12345", b"67890").ask("GET", "/v1/attestation/report")).status == 200
+    assert (await client(app, b"12345", b"67890", b"1").ask("GET", "/v1/attestation/report")).status == 413
 
 
 async def test_a_certificate_that_cannot_be_read_fails_the_report(

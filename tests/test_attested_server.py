@@ -191,6 +191,19 @@ def test_without_keys_the_server_does_not_start(socket_path: Path, fault: Fault 
     assert "teesign is ready" not in ended.stderr
 
 
+def test_clients_that_have_left_are_not_waited_for(kind: Kind, socket_path: Path) -> None:
+    """Seventeen fill every place at the GPU, for a second each, and close; who comes then is served as if alone."""
+    with running_agent(socket_path), attested(kind, socket_path, "sleeps", "1") as client:
+        assert client.get(f"{REPORT}?nonce={NONCE.hex()}").status == 200
+        with ExitStack() as leaving:
+            for number in range(17):
+                leaving.enter_context(client.open("GET", f"{REPORT}?nonce={number:064x}"))
+            time.sleep(0.5)
+        left_at = time.monotonic()
+        wait_until(lambda: client.get(f"{REPORT}?nonce={NONCE.hex()}").status == 200)
+        assert time.monotonic() - left_at < 10
+
+
 def test_a_worker_killed_in_a_call_fails_that_call_only(kind: Kind, socket_path: Path, tmp_path: Path) -> None:
     """The request that was being served gets 500, the next one a report from a new worker."""
     worker = ("killed", str(tmp_path / "once"))

@@ -126,7 +126,11 @@ class App:
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None
         self._handlers: Final = Handlers(
-            store=self._store, metrics=self.metrics, drain=self.drain, attestor=lambda: self._attestor
+            store=self._store,
+            metrics=self.metrics,
+            drain=self.drain,
+            body_limit=settings.max_request_bytes,
+            attestor=lambda: self._attestor,
         ).table
         self._served: Final = {endpoint.path: self._prepare(endpoint) for endpoint in (*ENDPOINTS, CATCH_ALL)}
 

@@ -15,6 +15,7 @@ from .metrics import METRICS_CONTENT_TYPE, Metrics
 from .parameters import flag_parameter, nonce_parameter, signing_algorithm
 from .routes import Handling
 from .store import Store
+from .tasks import run_while_connected
 
 __all__ = ["Handler", "Handlers"]
 
@@ -29,15 +30,23 @@ class Handlers:
         store: where signatures are kept.
         metrics: the proxy's own.
         drain: whether the proxy is about to stop.
+        body_limit: how many bytes a body may have that nobody looks at.
         attestor: returns what makes reports; None before the app has started, when nobody may ask for one.
     """
 
     def __init__(
-        self, *, store: Store, metrics: Metrics, drain: Drain, attestor: Callable[[], Attestor | None]
+        self,
+        *,
+        store: Store,
+        metrics: Metrics,
+        drain: Drain,
+        body_limit: int,
+        attestor: Callable[[], Attestor | None],
     ) -> None:
         self._store: Final = store
         self._metrics: Final = metrics
         self._drain: Final = drain
+        self._body_limit: Final = body_limit
         self._attestor: Final = attestor
         self.table: Final[Mapping[Handling, Handler]] = {
             Handling.HELLO: self._hello,
@@ -86,5 +95,14 @@ class Handlers:
         address = parameters.get("signing_address")
         if address is not None and not reports.identity(algorithm).matches(address):
             raise not_found("Signing address not found on this server")
-        report = await reports.report(algorithm, nonce, bind_certificate=bind_certificate)
+        async for _ in request.chunks(self._body_limit):
+            pass  # there is none; but only behind its end can a server say that the client has gone
+        report = b""
+
+        async def collect() -> None:
+            nonlocal report
+            report = await reports.report(algorithm, nonce, bind_certificate=bind_certificate)
+
+        # Who has left does not keep a place at the GPU.
+        await run_while_connected(request.wait_for_disconnect, collect)
         await reply.whole(200, [(b"content-type", b"application/json")], report)

@@ -218,6 +218,7 @@ ROWS: dict[str, Row] = {
             f"{ATTESTATION}test_a_worker_that_is_gone_between_reports",
             f"{ATTESTATION}test_a_worker_that_floods_its_standard_error",
             f"{ATTESTATION}test_a_worker_that_is_late",
+            "test_attested_server.py::test_clients_that_have_left_are_not_waited_for",
             "test_nvidia.py::test_cancelled_calls_never_give_evidence_to_the_next_caller",
             "test_nvidia.py::test_answers_with_other_ids_are_dropped",
             "test_nvidia.py::test_worker_that_floods_stderr_never_stalls",
@@ -229,6 +230,7 @@ ROWS: dict[str, Row] = {
         (
             f"{ATTESTATION}test_an_agent_that_fails_in_every_way",
             f"{ATTESTATION}test_a_worker_that_is_late",
+            "test_attested_server.py::test_clients_that_have_left_are_not_waited_for",
             "test_nvidia.py::test_event_loop_is_never_blocked",
         ),
     ),
