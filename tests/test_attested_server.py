@@ -108,6 +108,15 @@ def test_a_report_binds_key_and_nonce(kind: Kind, socket_path: Path, algorithm: 
     assert "simulated" not in report
 
 
+def test_a_report_about_a_random_key_is_marked(kind: Kind, socket_path: Path) -> None:
+    """In development nothing vouches for the key, though quote and evidence come from hardware."""
+    with running_agent(socket_path), attested(kind, socket_path, dev=True) as client:
+        for query in ("", f"?nonce={NONCE.hex()}"):
+            report = client.get(f"{REPORT}{query}").json()
+            assert report["signing_address"] != PAIR.ecdsa.identity.address
+            assert report["simulated"] is True
+
+
 def test_a_report_without_a_nonce_has_a_random_one(kind: Kind, socket_path: Path) -> None:
     """The nonce is in the report, and the quote is over it."""
     with running_agent(socket_path), attested(kind, socket_path) as client:

@@ -83,6 +83,7 @@ class Setup:
             fixed_pair(),
             Sources(quotes=self.machine, gpus=self.machine),
             model="some/model",
+            development=False,
             certificate=certificate,
             cache_ttl=ttl,
             clock=self.clock,

@@ -188,6 +188,7 @@ class App:
             self._pair,
             self._sources,
             model=settings.model_name,
+            development=settings.dev,
             certificate=BoundCertificate(settings.tls_cert_path) if settings.tls_cert_path else None,
             cache_ttl=settings.attestation_cache_ttl,
             clock=self._clock,

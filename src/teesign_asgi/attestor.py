@@ -65,6 +65,7 @@ class Attestor:
         pair: the keys that reports are about.
         sources: where quotes and GPU evidence come from.
         model: the model's name.
+        development: whether the keys are a developer's: every report about them is marked as simulated then.
         certificate: the TLS certificate that can be bound, or None.
         cache_ttl: how long a report without a nonce may be served, in seconds; 0 for never.
         clock: returns seconds that never go backwards.
@@ -78,6 +79,7 @@ class Attestor:
         sources: Sources,
         *,
         model: str,
+        development: bool,
         certificate: BoundCertificate | None,
         cache_ttl: float,
         clock: Callable[[], float],
@@ -87,6 +89,7 @@ class Attestor:
         self._pair: Final = pair
         self._sources: Final = sources
         self._model: Final = model
+        self._development: Final = development
         self._certificate: Final = certificate
         self._cache_ttl: Final = cache_ttl
         self._clock: Final = clock
@@ -182,6 +185,9 @@ class Attestor:
                 self._sources.quotes.info,
                 lambda: self._sources.gpus.collect(challenge.nonce),
             )
+        if self._development:
+            # A machine's quote over a key that anybody may have proves no more than one that was made up.
+            quote = msgspec.structs.replace(quote, simulated=True)
         report = challenge.answer(model=self._model, quote=quote, gpu_evidence=evidence, info=info)
         return msgspec.json.encode(report)
 
