@@ -286,6 +286,64 @@ async def test_many_requests_start_the_app_once() -> None:
     assert len(keys.paths) == 2
 
 
+class SlowKeys(Keys):
+    """A key service that answers when it is let go."""
+
+    def __init__(self, failures: int = 0) -> None:
+        super().__init__(failures)
+        self.asked, self.go = anyio.Event(), anyio.Event()
+
+    async def key(self, path: str, purpose: str) -> bytes:
+        """Return a key or fail, at last."""
+        self.asked.set()
+        await self.go.wait()
+        return await super().key(path, purpose)
+
+
+async def test_those_who_wait_for_a_start_share_its_failure() -> None:
+    """Nobody waits for one failed start after the other; the next request tries again."""
+    keys = SlowKeys(failures=1)
+    app = app_with_keys(keys)
+    clients = [client(app, b"{}") for _ in range(10)]
+    async with anyio.create_task_group() as group:
+        for each in clients:
+            group.start_soon(each.ask, "POST", CHAT)
+        await keys.asked.wait()
+        await anyio.wait_all_tasks_blocked()
+        keys.go.set()
+    assert [each.error for each in clients] == [SERVER_ERROR] * 10
+    assert keys.paths == []
+    assert (await client(app, b"{}").ask("POST", CHAT)).status == 200
+
+
+async def test_a_start_that_is_cancelled_is_taken_up_by_those_who_wait() -> None:
+    """It has not failed."""
+    keys = SlowKeys()
+    app = app_with_keys(keys)
+    first, second = anyio.CancelScope(), client(app, b"{}")
+
+    async def start() -> None:
+        with first:
+            await app.start()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        await keys.asked.wait()
+        group.start_soon(second.ask, "POST", CHAT)
+        await anyio.wait_all_tasks_blocked()
+        first.cancel()
+        keys.go.set()
+    assert second.status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/version", "/metrics", "/healthz"])
+async def test_what_needs_no_keys_is_answered_without_a_start(path: str) -> None:
+    """Whatever the key service does."""
+    keys = Keys(failures=1)
+    assert (await client(app_with_keys(keys)).ask("GET", path, token=None)).status == 200
+    assert keys.failures == 1
+
+
 async def test_the_app_can_be_started_again() -> None:
     """With the same keys; starting it twice does nothing more."""
     keys = Keys()

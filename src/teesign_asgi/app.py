@@ -6,7 +6,7 @@ endpoint's handler answers. Whatever it raises becomes an error response, or, if
 end of the connection.
 
 The app starts with the server's lifespan. Frameworks that mount it do not always pass that on, so the first request
-starts it too; `App.start` and `App.aclose` do the same by hand.
+that needs the keys starts it too; `App.start` and `App.aclose` do the same by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 import anyio
@@ -63,6 +63,9 @@ from .types import Receive, Scope, Send
 from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
 
 __all__ = ["App"]
+
+_NEED_NO_START: Final = frozenset((Handling.HELLO, Handling.VERSION, Handling.METRICS, Handling.HEALTH))
+"""What is answered without keys and sources, however long those take."""
 
 
 class App:
@@ -120,7 +123,7 @@ class App:
             cache_entries=None if self._store.entries() is None else lambda: self._store.entries() or 0,
         )
         self._backend_url: Final = httpcore.URL(settings.backend_url)
-        self._starting: anyio.Lock | None = None
+        self._under_way: _Start | None = None
         self._pool: Pool | httpcore.AsyncConnectionPool | None = None
         self._sources: Sources | None = None
         self._relay: Relay | None = None
@@ -150,20 +153,34 @@ class App:
 
     @property
     def is_started(self) -> bool:
-        """Whether the keys and the sources are ready: no request but for `/healthz` has been answered before."""
+        """Whether the keys and the sources are ready: before, only what needs neither is answered."""
         return self._attestor is not None
 
     async def start(self) -> None:
-        """Get the keys and the sources ready. Does nothing the second time.
+        """Get the keys and the sources ready. Does nothing the second time; waits if that is under way.
 
         Raises:
             StartError: if the keys cannot be had, or the server cannot be relied upon. The app can be started again.
         """
-        if self._starting is None:
-            self._starting = anyio.Lock()
-        async with self._starting:
-            if not self.is_started:
-                await self._start()
+        while not self.is_started:
+            start = self._under_way
+            if start is None:
+                await self._lead_start()
+                return
+            await start.over.wait()
+            if start.error is not None:
+                raise start.error  # to try once more for each of those who wait would make the last one wait for all
+
+    async def _lead_start(self) -> None:
+        start = self._under_way = _Start()
+        try:
+            await self._start()
+        except Exception as error:
+            start.error = error
+            raise
+        finally:
+            self._under_way = None
+            start.over.set()
 
     async def _start(self) -> None:
         check_server()
@@ -210,7 +227,7 @@ class App:
         """Close the backend's connections and give the sources back. The app can be started again."""
         pool, self._pool = self._pool, None
         sources, self._sources = self._sources, None
-        self._relay = self._attestor = self._starting = None
+        self._relay = self._attestor = None
         if pool is not None:
             await pool.aclose()
         if sources is not None and self._given_sources is None:
@@ -294,7 +311,7 @@ class App:
         request.check_size(served.limit)
 
     async def _answer(self, request: Request, reply: Reply, served: _Served, outcome: Outcome) -> None:
-        if self._attestor is None and served.endpoint.handling is not Handling.HEALTH:
+        if self._attestor is None and served.endpoint.handling not in _NEED_NO_START:
             await self.start()
         if served.handler is not None:
             await served.handler(request, reply)
@@ -354,6 +371,14 @@ class App:
             sent=reply.body_size,
             **outcome.fields(),
         )
+
+
+@dataclass
+class _Start:
+    """A start under way, for whoever waits for it."""
+
+    over: anyio.Event = field(default_factory=anyio.Event)
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
