@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -361,6 +362,29 @@ async def test_pause_grows_with_each_failure_and_ends_with_success(tmp_path: Pat
         began = time.monotonic()
         await source.collect(NONCE)
         assert time.monotonic() - began < SLACK
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no such cancellation
+async def test_call_cancelled_by_asyncio_leaves_no_dead_worker_to_the_next() -> None:
+    """Its scopes do not shield from that: not even the end of a worker that has closed its output is waited for."""
+    closes_output = "import os, time; os.write(1, b'{\"protocol\": 1}\\n'); input(); os.close(1); time.sleep(60)"
+    source = NvidiaWorker([sys.executable, "-I", "-S", "-c", closes_output], backoff=0.001, max_backoff=0.001)
+    async with closing(source):
+        for _ in range(10):
+            call = asyncio.create_task(source.collect(NONCE))
+            while source.pid is None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+            process = source._process
+            assert process is not None
+            while not process._stdout.closed and not call.done():  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0)
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError, SourceError):
+                await call
+            with pytest.raises(SourceError) as caught:
+                await source.collect(NONCE)
+            assert caught.value.code == "gpu_exited"
+    assert not children()
 
 
 async def test_collections_never_overlap_and_keep_their_order() -> None:

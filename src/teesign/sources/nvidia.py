@@ -219,14 +219,15 @@ class NvidiaWorker:
                 return answer
 
     async def _line(self) -> bytes:
-        assert self._process is not None
+        process = self._process
+        assert process is not None
         try:
-            line = await self._process.receive()
+            line = await process.receive()
         except MalformedError as error:
             raise self._error("gpu_bad_answer", f"sent a line of more than {self._max_line} bytes") from error
         if line is None:
-            await self._process.close()
-            raise self._error("gpu_exited", f"closed its output (exit status {self._process.status})")
+            await self._discard()
+            raise self._error("gpu_exited", f"closed its output (exit status {process.status})")
         return line
 
     def _checked(self, answer: Answer, nonce: bytes) -> GpuEvidence:
@@ -256,12 +257,15 @@ class NvidiaWorker:
             raise self._error("gpu_timeout", f"did not {what} in time") from None
 
     async def _discard(self) -> None:
-        """Kill the worker if there is one, and look after those that would not die."""
+        """Kill the worker if there is one, and look after those that would not die.
+
+        asyncio's own cancellation ends even this: whatever is to be known of the worker afterwards is noted before.
+        """
         process, self._process = self._process, None
         self._greeting_due = self._late = None
         if process is not None:
-            await process.close()
             self._undead.append(process)
+            await process.close()
         self._undead = [process for process in self._undead if not process.reaped]
 
     def _error(self, code: str, problem: str) -> SourceError:

@@ -140,8 +140,9 @@ class LineProcess:
     async def close(self) -> None:
         """Kill the process with all its children, close the pipes and collect its status. Does no harm twice.
 
-        Takes a second at most, and cannot be cancelled. A process that a driver holds inside the kernel may stay for
-        longer: ask `reaped` now and then.
+        Takes a second at most, and cannot be cancelled, but by asyncio's own means: then the process is killed and the
+        pipes are closed all the same, and the status is left for `reaped` to collect. A process that a driver holds
+        inside the kernel may stay for longer: ask `reaped` now and then.
         """
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
