@@ -5,10 +5,12 @@ it: there is no background task that would have to belong to somebody's nursery,
 that started it. Between calls nobody reads; a child that has more to say than a pipe holds waits. Being cancelled in
 `receive` loses nothing: what was read so far stays in the buffer.
 
-The child gets a session of its own, and all of it is killed together, so that what it may have started itself does not
-stay behind. It is started from the thread that runs the event loop, because Linux ties a child that asked to die with
-its parent to the thread that started it, and a pooled thread ends after some idle seconds. Reaping is left to `close`:
-until then the process id cannot be given to another process, and killing cannot hit a stranger.
+The child gets a session and a process group of its own, and the group is killed together, so that what it may have
+started itself does not stay behind. What it has put into another group does: finding that by its session would mean
+looking through all processes, and killing by a number that may be another's by then. It is started from the thread that
+runs the event loop, because Linux ties a child that asked to die with its parent to the thread that started it, and a
+pooled thread ends after some idle seconds. Reaping is left to `close`: until then the process id cannot be given to
+another process, and killing cannot hit a stranger.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class LineProcess:
             await anyio.lowlevel.checkpoint()  # a child that never stops talking does not hold the event loop
 
     async def close(self) -> None:
-        """Kill the process with all its children, close the pipes and collect its status. Does no harm twice.
+        """Kill the process with its process group, close the pipes and collect its status. Does no harm twice.
 
         Takes a second at most, and cannot be cancelled, but by asyncio's own means: then the process is killed and the
         pipes are closed all the same, and the status is left for `reaped` to collect. A process that a driver holds
