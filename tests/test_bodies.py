@@ -219,6 +219,35 @@ def test_everything_else_stays(body: str) -> None:
     assert without_empty_tool_calls(body.encode()).decode() == body
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("padding", [0, LARGE])
+async def test_a_body_of_any_depth_passes_or_is_refused(padding: int) -> None:
+    """Also where it passes the check and is too deep for what comes after: that is no reason to answer 500."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000)  # the interpreter's own; a library of other tests has raised it
+    try:
+        fared = [await is_prepared(nested_beside_empty_tool_calls(levels, padding)) for levels in range(800, 1_000)]
+    finally:
+        sys.setrecursionlimit(limit)
+    assert any(fared)
+
+
+async def is_prepared(body: bytes) -> bool:
+    """Tell whether a body passes, with all of it or without the list; if not, it is refused."""
+    try:
+        prepared = await prepare_json(body, len)
+    except HttpError:
+        return False
+    assert prepared in (body, body.replace(b'"tool_calls":[],', b""))
+    return True
+
+
+def nested_beside_empty_tool_calls(levels: int, padding: int) -> bytes:
+    """Return a chat whose only message has an empty list of tool calls, and something as deep as this."""
+    nested = b"[" * levels + b"]" * levels
+    return b'{"messages":[{"tool_calls":[],"x":%b}],"y":"%b"}' % (nested, b"y" * padding)
+
+
 SPACE = st.text(" \t\r\n", max_size=2)
 NAMES = st.sampled_from(["tool_calls", "content", "role", 'x"tool_calls', "é"])
 LEAVES: st.SearchStrategy[Any] = st.one_of(

@@ -23,7 +23,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from teesign.documents import may_overflow
+from teesign.documents import UNDECODABLE, may_overflow
 
 from .errors import bad_request
 
@@ -131,16 +131,27 @@ def without_empty_tool_calls(body: bytes) -> bytes:
     candidates = list(islice(_EMPTY_TOOL_CALLS.finditer(body), MAX_EMPTY_TOOL_CALLS + 1))
     if not candidates or len(candidates) > MAX_EMPTY_TOOL_CALLS or body.count(b"{") > MAX_OBJECTS:
         return body
+    try:
+        return _without_those_of_messages(body, candidates)
+    except UNDECODABLE:
+        # The messages are not a list of objects: the backend will say so. Or the body is nested to the last level that
+        # could be checked: this is called from deeper in the stack, and there one level more is one too many.
+        return body
+
+
+def _without_those_of_messages(body: bytes, candidates: list[re.Match[bytes]]) -> bytes:
+    """Return the body without those of the candidates that are members of messages.
+
+    Raises:
+        MsgspecError, RecursionError: if the messages cannot be told.
+    """
     # Which candidates are members of messages is for a JSON parser to say: each empty list gets its number as an
     # element in a copy, and the numbers that turn up where messages have their tool calls are the ones meant.
     # They start at random, so that no list of numbers in the body can be taken for one of them.
     first = secrets.randbits(62)
     numbers = count(first)
     numbered = _EMPTY_TOOL_CALLS.sub(lambda _: b'"tool_calls":[%d]' % next(numbers), body)
-    try:
-        messages = _chats.decode(numbered).messages
-    except msgspec.MsgspecError:
-        return body  # the messages are not a list of objects: the backend will say so
+    messages = _chats.decode(numbered).messages
     meant = {bytes(message.tool_calls) for message in messages if message.tool_calls is not msgspec.UNSET}
     pieces, position, removed = [], 0, 0
     for number, candidate in enumerate(candidates, first):
