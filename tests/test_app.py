@@ -480,7 +480,7 @@ async def test_a_json_response_is_signed_before_its_first_byte() -> None:
 def cached(app: App, chat_id: str) -> SignedChat | None:
     """Look into the app's own store, as only a test may."""
     cache: Any = app._store._cache
-    found: SignedChat | None = cache.get(f"m:{chat_id}")
+    found: SignedChat | None = cache.get(f"1:m:{chat_id}")
     return found
 
 

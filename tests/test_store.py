@@ -55,6 +55,18 @@ async def test_models_do_not_see_each_others_signatures(kind: type[SharedStore])
     assert await one.get("id") == CHAT
 
 
+@pytest.mark.parametrize("kind", [cache, SharedStore])
+async def test_no_id_leads_into_another_models_namespace(kind: type[SharedStore]) -> None:
+    """Wherever a name or an id has the mark that stands between the two, and whatever lengths they claim to have."""
+    shared = kind()
+    names = ("a", "a:b", "1:a", "3:a:b", ":", "")
+    for name in names:
+        await Store(shared, name).put(["b:id"], CHAT)
+    for name in names:
+        for chat_id in ("id", "a:b:id", "1:a:b:id", ":b:id", "3:a:b:b:id", "0::b:id"):
+            assert await Store(shared, name).get(chat_id) is None
+
+
 async def test_the_cache_can_be_counted_and_another_store_cannot() -> None:
     """By signed responses, not by ids."""
     store = Store(cache(), "m")

@@ -20,7 +20,8 @@ class Store:
 
     def __init__(self, cache: SignatureCache | SignatureStore, model: str) -> None:
         self._cache: Final = cache
-        self._prefix: Final = f"{model}:"
+        # With its length: "a" and "b:c" would be the same namespace and id as "a:b" and "c".
+        self._prefix: Final = f"{len(model)}:{model}:"
 
     async def put(self, ids: Sequence[str], chat: SignedChat) -> None:
         """Keep a signed chat under its ids; it can be found when this returns."""
