@@ -191,11 +191,11 @@ def overridden() -> Iterator[Stack]:
 
 @pytest.mark.parametrize("row", [row for row in RELAYED if row.path in OVERRIDES], ids=name_of)
 def test_endpoints_can_have_another_backend(overridden: Stack, row: Row) -> None:
-    """The whole URL is the operator's, and the client's query goes with it."""
+    """The whole URL is the operator's, with its last slash, and the client's query goes with it."""
     overridden.backend.play(json_answer(b"{}"))
     answered = row.ask(overridden.client, "?q=1")
     call = overridden.backend.call
-    assert call.target.decode() == f"/over/{OVERRIDES[row.path]}?q=1"
+    assert call.target.decode() == f"/over/{OVERRIDES[row.path]}/?q=1"
     assert call.header(b"host") == f"127.0.0.1:{overridden.backend.port}".encode()
     overridden.client.assert_answer_signed(answered, row.body() or b"")
 

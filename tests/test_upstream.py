@@ -278,6 +278,7 @@ async def test_a_request_has_time_limits() -> None:
         ("http://host:9000/base", b"/a", b"", b"http://host:9000/base/a"),
         ("http://host/base/", b"/a", b"b", b"http://host/base/a?b"),
         ("http://host/base", b"", b"b", b"http://host/base?b"),
+        ("http://host/base/", b"", b"b", b"http://host/base/?b"),
         ("https://[::1]:9000", b"/a%20b", b"", b"https://[::1]:9000/a%20b"),
         # nothing in a path or a query is taken for a host
         ("http://host", b"//evil/a", b"", b"http://host//evil/a"),

@@ -87,7 +87,11 @@ class Settings:
         },
     )
     backend_url: str = _variable(
-        "VLLM_BASE_URL", values.url, "http://localhost:9000", "Backend to relay to.", default="http://localhost:8000"
+        "VLLM_BASE_URL",
+        values.base_url,
+        "http://localhost:9000",
+        "Backend to relay to.",
+        default="http://localhost:8000",
     )
     dev: bool = _variable(
         "DEV", values.boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False

@@ -70,10 +70,10 @@ def join_url(base: httpcore.URL, path: bytes = b"", query: bytes = b"") -> httpc
 
     Args:
         base: an absolute URL without a query.
-        path: begins with a slash; nothing for the base itself.
+        path: begins with a slash; nothing for the base itself, as it is.
         query: without its question mark.
     """
-    target = base.target.rstrip(b"/") + path or b"/"
+    target = base.target.rstrip(b"/") + path if path else base.target
     if query:
         target = b"%b?%b" % (target, query)
     return httpcore.URL(scheme=base.scheme, host=base.host, port=base.port, target=target)

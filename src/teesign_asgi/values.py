@@ -17,6 +17,7 @@ import httpcore
 from .certificate import CertificateError, fingerprint
 
 __all__ = [
+    "base_url",
     "boolean",
     "certificate",
     "check_tokens",
@@ -111,7 +112,7 @@ def seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[str], float]:
 
 
 def url(value: str) -> str:
-    """Take an http or https URL, and return it without slashes at its end."""
+    """Take an http or https URL, as it is."""
     address = value.strip()
     scheme, separator, rest = address.partition("://")
     authority = rest.partition("/")[0]
@@ -128,13 +129,18 @@ def url(value: str) -> str:
         raise ValueError("is not an http or https URL") from None
     if not host:
         raise ValueError("has no host")
-    return address.rstrip("/")
+    return address
+
+
+def base_url(value: str) -> str:
+    """Take the URL of a backend, below which paths are, and return it without slashes at its end."""
+    return url(value).rstrip("/")
 
 
 def endpoint(value: str) -> str:
     """Take the path of a Unix socket, or the URL of what listens elsewhere."""
     address = text(value)
-    return url(address) if "://" in address else address
+    return base_url(address) if "://" in address else address
 
 
 def choice(*choices: str) -> Callable[[str], str]:
