@@ -89,6 +89,7 @@ GOOD: list[tuple[str, str, object]] = [
     *((name, text, False) for name in BOOLEANS for text in ("0", "false", "no", "off", "FALSE", "nO")),
     *((name, "2.5", 2.5) for name in SECONDS),
     *((name, "1e3", 1000.0) for name in SECONDS),
+    *((name, "86400", 86400.0) for name in SECONDS),
     *((name, "0", 0.0) for name in ("ATTESTATION_CACHE_TTL", *DRAIN)),
     *((name, "1", 1) for name in POSITIVE),
     *((name, " 12 ", 12) for name in POSITIVE + FROM_ZERO),
@@ -118,7 +119,7 @@ BAD: list[tuple[str, str, str]] = [
         (name, "0", "is not a positive number")
         for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", *CLIENT)
     ),
-    *((name, "86401", "is more than 86400") for name in DRAIN),
+    *((name, "86401", "is more than 86400") for name in (*CLIENT, *DRAIN)),
     *(
         (name, text, "is not a whole number")
         for name in POSITIVE + FROM_ZERO

@@ -166,14 +166,14 @@ class Settings:
     )
     client_body_timeout: float = _variable(
         "CLIENT_BODY_TIMEOUT",
-        values.seconds(zero=False),
+        values.seconds(zero=False, maximum=_DAY),
         "30",
         "Longest silence of a client within a request's body, seconds.",
         default=30.0,
     )
     client_write_timeout: float = _variable(
         "CLIENT_WRITE_TIMEOUT",
-        values.seconds(zero=False),
+        values.seconds(zero=False, maximum=_DAY),  # the kernel, which is told too, counts to 24.8 days
         "60",
         "Longest time in which a client takes nothing of a response, seconds.",
         default=60.0,
