@@ -588,6 +588,16 @@ async def test_a_backend_that_fails_is_a_server_error(
     assert await metric(app, f'teesign_backend_errors_total{{kind="{kind}"}}') == 1
 
 
+@pytest.mark.parametrize("path", [CHAT, "/any/path"])
+@pytest.mark.parametrize("status", [200, 302, 304, 429])
+async def test_names_of_headers_are_lower_case(path: str, status: int) -> None:
+    """However the backend spells them: middleware that compares them as ASGI has them would miss one."""
+    headers = [(b"Content-Type", b"text/plain"), (b"Retry-After", b"1"), (b"ETag", b"a"), (b"Content-Length", b"2")]
+    asked = await client(app_with(Backend(b"{}", status, headers)), b"{}").ask("POST", path)
+    assert asked.status == status
+    assert all(name == name.lower() for name, _ in asked.messages[0]["headers"])
+
+
 async def test_a_request_that_comes_back_is_cut() -> None:
     """A proxy that points at itself must not loop; another's requests may come by."""
     backend = Backend()
@@ -667,7 +677,7 @@ async def test_errors_of_the_catch_all_are_rewrapped() -> None:
     for content in (CANARY.encode(), Body(CANARY.encode(), httpcore.ReadError())):
         asked = await client(app_with(Backend(content, 418, [(b"Retry-After", b"3"), (b"x", b"y")]))).ask("GET", "/tea")
         assert asked.error == (418, "upstream_error", "Upstream request failed with status 418")
-        assert asked.headers[b"Retry-After"] == b"3"
+        assert asked.headers[b"retry-after"] == b"3"
         assert b"x" not in asked.headers
 
 

@@ -296,7 +296,7 @@ class Reply:
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[bytes]) -> Headers:
-    """Return the headers that may cross a proxy.
+    """Return the headers that may cross a proxy, with their names in lower case, as ASGI has them.
 
     Left out are those of one connection, those that `Connection` names, and `leave_out` (lower-case names). A name
     with underscores counts as the name with dashes, since some backends read it as that.
@@ -313,7 +313,8 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[byte
         for option in value.split(b",")
     }
     dropped = HOP_BY_HOP | leave_out | named
-    return [(name, value) for name, value in listed if name.lower().replace(b"_", b"-") not in dropped]
+    lowered = [(name.lower(), value) for name, value in listed]
+    return [(name, value) for name, value in lowered if name.replace(b"_", b"-") not in dropped]
 
 
 def decode_path_segment(raw: bytes) -> str:

@@ -286,7 +286,7 @@ async def _deliver_rewrapped_error(response: BackendResponse, reply: Reply, outc
         body = b""
     outcome.backend_error = backend_error_fields(body)
     message, kind = read_error(body) or (f"Upstream request failed with status {response.status}", None)
-    headers = tuple((name, value) for name, value in response.headers if name.lower() in _ERROR_HEADERS)
+    headers = tuple((name.lower(), value) for name, value in response.headers if name.lower() in _ERROR_HEADERS)
     await reply.error(HttpError(response.status, kind or "upstream_error", message, headers))
 
 
