@@ -491,6 +491,16 @@ def test_headers_on_named_routes(proxy: Stack, path: str) -> None:
     assert call.header(b"host") == f"127.0.0.1:{proxy.backend.port}".encode()
 
 
+def test_lists_in_several_lines_on_named_routes(proxy: Stack) -> None:
+    """They cross as the one line that means the same; of what is no list, two lines mean nothing."""
+    lists = [("Accept", "a/b"), ("tracestate", "one=1"), ("accept", "c/d;q=0.5"), ("TraceState", "two=2,three=3")]
+    proxy.client.post("/v1/chat/completions", b"{}", [*lists, ("traceparent", "one"), ("traceparent", "two")])
+    call = proxy.backend.call
+    assert call.values(b"accept") == [b"a/b, c/d;q=0.5"]
+    assert call.values(b"tracestate") == [b"one=1, two=2,three=3"]
+    assert call.values(b"traceparent") == []
+
+
 def test_headers_on_the_catch_all(proxy: Stack) -> None:
     """End-to-end headers go on; what belongs to one connection, to the proxy or to the client's session does not."""
     proxy.client.post("/v1/other", b"{}", CLIENT_HEADERS)

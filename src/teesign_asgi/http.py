@@ -57,6 +57,9 @@ _READ_ONCE: Final = frozenset(
     )
 )
 
+_LISTS: Final = frozenset((b"accept", b"tracestate"))
+"""Headers that are lists: several lines of one mean the same as one line (RFC 9110 section 5.3)."""
+
 JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
@@ -135,9 +138,13 @@ class Request:
         return values[0] if len(values) == 1 else None
 
     def headers_named(self, names: Iterable[bytes]) -> Headers:
-        """Return those of some headers that came once, in the order of `names`."""
+        """Return those of some headers that came once, or are lists, each in one line and in the order of `names`."""
         picked = self._picked
-        return [(name, picked[name][0]) for name in names if name in picked and len(picked[name]) == 1]
+        return [
+            (name, b", ".join(picked[name]))
+            for name in names
+            if name in picked and (len(picked[name]) == 1 or name in _LISTS)
+        ]
 
     def header_values(self, name: bytes) -> Iterable[bytes]:
         """Return every value of a header, in the order in which they came."""
