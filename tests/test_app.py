@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -158,9 +159,9 @@ def client(app: App, *pieces: bytes, **more: Any) -> Client:
     return Client(app, list(pieces), **more)
 
 
-def app_with(backend: Backend | None = None, **changes: Any) -> App:
+def app_with(backend: Backend | None = None, *, clock: Callable[[], float] = time.monotonic, **changes: Any) -> App:
     """Return an app with fixed keys before this backend."""
-    return App(settings(**{"dev": True, **changes}), pair=fixed_pair(), upstream=backend or Backend())
+    return App(settings(**{"dev": True, **changes}), pair=fixed_pair(), upstream=backend or Backend(), clock=clock)
 
 
 async def metric(app: App, name: str) -> float:
@@ -634,6 +635,23 @@ async def test_checks_are_made_in_the_order_of_the_contract() -> None:
     assert limited.error == (429, "rate_limited", "Too many requests")
     assert limited.headers[b"retry-after"] == b"1"
     assert backend.requests == []
+
+
+async def test_the_rate_limit_comes_before_the_method() -> None:
+    """Otherwise a client may send as many requests as it likes, so long as they are wrong; the token comes last."""
+    app = app_with(rate_limit_burst=2, clock=ManualClock())
+    for status in (405, 405, 429):
+        assert (await client(app).ask("DELETE", CHAT, token=None)).status == status
+
+
+async def test_another_method_is_noted_under_the_endpoints_own_name(caplog: pytest.LogCaptureFixture) -> None:
+    """In metrics as in the log, which holds no ids of signatures."""
+    caplog.set_level(logging.INFO)
+    app = app_with()
+    assert (await client(app).ask("DELETE", "/v1/signature/kanarienvogel")).status == 405
+    assert await metric(app, 'teesign_requests_total{endpoint="/v1/signature/{chat_id}",status="405"}') == 1
+    assert "path=/v1/signature/{chat_id} status=405" in caplog.text
+    assert CANARY not in caplog.text
 
 
 @pytest.mark.parametrize(("path", "body"), [("/", {}), ("/version", {"version": "0.1.0", "type": "proxy"})])

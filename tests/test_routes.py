@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from teesign_asgi import Settings
 from teesign_asgi.errors import HttpError
-from teesign_asgi.routes import CATCH_ALL, ENDPOINTS, Endpoint, body_limit, check_backend_path, find_endpoint
+from teesign_asgi.routes import (
+    CATCH_ALL,
+    ENDPOINTS,
+    Endpoint,
+    body_limit,
+    check_backend_path,
+    check_method,
+    find_endpoint,
+)
 
 # The contract's table: method, path, auth, path at the backend (None where there is none), signed, id prefix, limit.
 Row = tuple[str, str, bool, str | None, bool, str, str]
@@ -57,8 +65,10 @@ ADMINISTRATIVE = """
 
 
 def find(method: str, raw_path: str) -> Endpoint:
-    """Return the row for a request, as a server would describe it."""
-    return find_endpoint(method, unquote_to_bytes(raw_path).decode(errors="replace"), raw_path.encode())
+    """Return the row for a request, as a server would describe it, if the row serves its method."""
+    endpoint = find_endpoint(unquote_to_bytes(raw_path).decode(errors="replace"), raw_path.encode())
+    check_method(endpoint, method)
+    return endpoint
 
 
 @pytest.mark.parametrize("row", CONTRACT, ids=lambda row: row[1])
@@ -99,7 +109,7 @@ def test_another_method_is_refused(method: str, path: str) -> None:
 def test_no_tunnel_is_asked_for() -> None:
     """CONNECT never reaches the backend, whatever the path."""
     with pytest.raises(HttpError) as caught:
-        find_endpoint("CONNECT", "/v1/other", b"/v1/other")
+        find("CONNECT", "/v1/other")
     assert caught.value.status == 400
 
 

@@ -1,7 +1,8 @@
 """The ASGI callable: start and stop, the order of checks, dispatch, and what errors become.
 
 Each request goes through the same steps, in the order that the wire contract gives: is it one of our own coming back,
-which endpoint is it, has the client any requests left, is its token good, is its body declared too large. Then the
+which endpoint is it, has the client any requests left, is its method served, is its token good, is its body declared
+too large. Then the
 endpoint's handler answers. Whatever it raises becomes an error response, or, if the response has started already, the
 end of the connection.
 
@@ -52,6 +53,7 @@ from .routes import (
     Handling,
     body_limit,
     check_backend_path,
+    check_method,
     check_target,
     find_endpoint,
 )
@@ -268,7 +270,7 @@ class App:
         served = self._served[CATCH_ALL.path]
         try:
             self._refuse_own_requests(request)
-            served = self._served[find_endpoint(request.method, request.path, request.raw_path).path]
+            served = self._served[find_endpoint(request.path, request.raw_path).path]
             self._check(request, served)
             await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
@@ -306,6 +308,7 @@ class App:
             retry_after = self._limiter.take(request.client_ip)
             if retry_after:
                 raise rate_limited(retry_after)
+        check_method(served.endpoint, request.method)
         if served.auth and not self._guard.accepts(request.header(b"authorization")):
             raise unauthorized()
         request.check_size(served.limit)

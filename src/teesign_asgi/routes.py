@@ -12,7 +12,16 @@ from urllib.parse import unquote
 from .errors import bad_request, method_not_allowed, not_found
 from .settings import Settings
 
-__all__ = ["CATCH_ALL", "ENDPOINTS", "Endpoint", "Handling", "check_backend_path", "check_target", "find_endpoint"]
+__all__ = [
+    "CATCH_ALL",
+    "ENDPOINTS",
+    "Endpoint",
+    "Handling",
+    "check_backend_path",
+    "check_method",
+    "check_target",
+    "find_endpoint",
+]
 
 BodyLimit = Literal["request", "image", "audio"]
 
@@ -167,29 +176,37 @@ _MAX_DECODINGS: Final = 5
 _TARGET: Final = re.compile(rb"[!-~]+")
 
 
-def find_endpoint(method: str, path: str, raw_path: bytes) -> Endpoint:
+def find_endpoint(path: str, raw_path: bytes) -> Endpoint:
     """Return the row for a request; the catch-all where no path of the table fits.
 
     Args:
-        method: the request's method.
         path: its path, decoded.
         raw_path: its path as it came: an encoded slash does not separate segments.
+    """
+    endpoint = _BY_PATH.get(path) if path.count("/") == raw_path.count(b"/") else None
+    if endpoint is None or endpoint is _SIGNATURES:
+        directory = raw_path[: raw_path.rfind(b"/") + 1].decode("latin-1")
+        return _SIGNATURES if unquote(directory) == _SIGNATURES.path else CATCH_ALL
+    return endpoint
+
+
+def check_method(endpoint: Endpoint, method: str) -> None:
+    """Refuse a method that an endpoint does not serve.
+
+    Args:
+        endpoint: the row for the request.
+        method: the request's method.
 
     Raises:
         HttpError: 405 for another method on a path of the table; 400 for CONNECT on any other, since a backend that
             agrees would open a tunnel (RFC 9110 section 9.3.6) where a response is expected.
     """
-    endpoint = _BY_PATH.get(path) if path.count("/") == raw_path.count(b"/") else None
-    if endpoint is None or endpoint is _SIGNATURES:
-        directory = raw_path[: raw_path.rfind(b"/") + 1].decode("latin-1")
-        if unquote(directory) != _SIGNATURES.path:
-            if method == "CONNECT":
-                raise bad_request("CONNECT asks for a tunnel, and there are none here")
-            return CATCH_ALL
-        endpoint = _SIGNATURES
-    if endpoint.method != method:
+    if endpoint.method == method:
+        return
+    if endpoint.method:
         raise method_not_allowed(endpoint.method)
-    return endpoint
+    if method == "CONNECT":
+        raise bad_request("CONNECT asks for a tunnel, and there are none here")
 
 
 def body_limit(endpoint: Endpoint, settings: Settings) -> int:
