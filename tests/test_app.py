@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -609,6 +610,17 @@ async def test_a_request_that_comes_back_is_cut() -> None:
     assert (await client(app).ask("GET", "/some/path", (b"via", via))).error == SERVER_ERROR
     assert (await client(app_with(backend)).ask("GET", "/some/path", (b"via", via))).status == 200
     assert len(backend.requests) == 2
+
+
+async def test_of_other_proxies_only_those_of_this_kind_are_told_on_named_routes() -> None:
+    """The backend need not know by which way a client comes; but a request that goes round must be seen to do so."""
+    backend = Backend()
+    likeness = b"1.1 teesign-" + b"0a" * 8
+    lines = [(b"via", b"1.1 other, " + likeness + b" ,1.0 teesign-" + b"0" * 16), (b"via", likeness + b" (a comment)")]
+    await client(app_with(backend), b"{}").ask("POST", CHAT, *lines)
+    ((_, via),) = (header for header in backend.requests[0].headers if header[0] == b"via")
+    assert re.fullmatch(likeness + rb", 1\.1 teesign-[0-9a-f]{16}", via)
+    assert not via.endswith(likeness)
 
 
 async def test_checks_are_made_in_the_order_of_the_contract() -> None:

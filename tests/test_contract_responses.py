@@ -692,6 +692,18 @@ def test_connections_to_the_backend_are_kept(proxy: Stack) -> None:
     assert len(connections) <= 2
 
 
+def test_two_proxies_that_point_at_each_other(server: Kind) -> None:
+    """A request that comes back to the one that sent it first is cut, though another one has sent it since."""
+    ports = free_port(), free_port()
+    one, other = (
+        App(settings_for(f"http://127.0.0.1:{port}", rate_limit_burst=20, rate_limit_per_second=1), pair=fixed_pair())
+        for port in ports
+    )
+    with serve(one, server, port=ports[1]), serve(other, server, port=ports[0]):
+        answered = Client(ports[1], TOKEN).get("/v1/models")
+        answered.assert_error(500, "server_error", "Internal server error")  # and not 429, after going round 20 times
+
+
 def test_a_proxy_that_points_at_itself(server: Kind) -> None:
     """A request that comes back is cut at once, instead of going round for ever."""
     port = free_port()

@@ -17,7 +17,8 @@ must never look whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -54,6 +55,9 @@ _NEVER_RETURNED: Final = frozenset(
     (b"content-length", b"date", b"server", b"set-cookie", b"set-cookie2", b"x-request-id", b"x-signature-id")
 )
 """Headers of the backend that never reach a client. Date and Server come from the server in front of this app."""
+
+_OWN_KIND: Final = re.compile(rb"1\.1 teesign-[0-9a-f]{16}")
+"""An entry in Via of a proxy like this one; see `App`."""
 
 _ERROR_HEADERS: Final = frozenset((b"allow", b"retry-after"))
 _NAMED_REQUEST_HEADERS: Final = (b"content-type", b"accept", b"traceparent", b"tracestate")
@@ -204,7 +208,8 @@ class Relay:
             via = b", ".join([*request.header_values(b"via"), self._via])
         else:
             headers = request.headers_named(_NAMED_REQUEST_HEADERS)
-            via = self._via
+            # Who else has seen the request is the client's affair; but two proxies may be each other's backends.
+            via = b", ".join([*_own_kind(request.header_values(b"via")), self._via])
         headers += ((b"accept-encoding", b"identity"), (b"via", via))
         return headers
 
@@ -313,6 +318,12 @@ def _response_headers(response: BackendResponse, endpoint: Endpoint) -> Headers:
     if endpoint.handling is Handling.RELAY_ANYTHING or 300 <= response.status <= 399:
         return end_to_end(response.headers, _NEVER_RETURNED)
     return [(name.lower(), value) for name, value in response.headers if name.lower() in _NAMED_RESPONSE_HEADERS]
+
+
+def _own_kind(via: Iterable[bytes]) -> list[bytes]:
+    """Return the entries of proxies like this one among those in the lines of Via."""
+    entries = (entry.strip() for line in via for entry in line.split(b","))
+    return [entry for entry in entries if _OWN_KIND.fullmatch(entry)]
 
 
 def _framing(request: Request) -> tuple[bytes, bytes]:
