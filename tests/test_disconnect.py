@@ -163,6 +163,26 @@ def test_in_the_middle_of_an_upload(running: Stack, path: str, framing: str) -> 
     assert_goes_on(running)
 
 
+@pytest.mark.parametrize("more", [0, 16 << 20])
+def test_in_the_middle_of_an_early_error(running: Stack, more: int) -> None:
+    """The client leaves while the backend, which wants no more of its upload, still says why."""
+
+    def script(call: Call) -> None:
+        call.send(head(413, b"content-type: application/json", b"transfer-encoding: chunked"))
+        call.send(chunked(b'{"message":', end=False))
+        call.wait_until_gone()
+
+    running.backend.play(script)
+    with running.client.open("POST", "/v1/audio/transcriptions", [("Content-Length", str(1 << 26))]) as conversation:
+        conversation.send(b"x" * 1_000)
+        call = running.backend.next_call()
+        if running.kind != "hypercorn-trio":  # on trio, httpcore looks for an answer when it has sent everything
+            assert conversation.read_until(b":") == b'{"message":'
+            conversation.send(b"x" * more)
+    assert_backend_told(call, time.monotonic())
+    assert_goes_on(running)
+
+
 def test_in_the_middle_of_a_json_request(running: Stack) -> None:
     """Half a JSON body never reaches the backend."""
     running.backend.play(wait_silently)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -260,6 +261,24 @@ async def test_disconnects_are_waited_for_once_the_body_has_been_taken() -> None
         assert await read.read(10) == b"ab"
         seen.append("read")
     assert seen == ["read", "gone"]
+
+
+async def test_disconnects_are_waited_for_once_the_body_has_been_left() -> None:
+    """What still comes of it is dropped, and is not counted as what anybody waits for."""
+    read = request(messages=[piece(b"a"), piece(b"b"), piece(b"c"), GONE])
+    async with aclosing(read.chunks(10)) as chunks:
+        assert await anext(chunks) == b"a"
+        read.leave_body()
+        await read.wait_for_disconnect()
+        assert (read.body_size, read.body_taken, read.is_receiving) == (1, False, False)
+
+
+async def test_whoever_stops_waiting_for_a_body_does_not_wait_for_it() -> None:
+    """Or a client would be cut for what nobody asks of it any more."""
+    read = request(messages=[])
+    with anyio.move_on_after(0.01):
+        await read.read(10)
+    assert not read.is_receiving
 
 
 @pytest.mark.parametrize("digest", [b"ab" * 32, b"AB" * 32])

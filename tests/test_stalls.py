@@ -177,6 +177,25 @@ def test_a_backend_that_takes_its_time(patient: Stack) -> None:
     patient.client.assert_answer_signed(answered, body, "late")
 
 
+@pytest.mark.parametrize("kind", ["granian", "uvicorn", "hypercorn"])
+def test_a_client_that_waits_for_an_early_error(kind: Kind) -> None:
+    """It need not send the rest of an upload that the backend has refused already, however long that says why."""
+
+    def script(call: Call) -> None:
+        call.send(head(413, b"content-type: application/json", b"transfer-encoding: chunked"))
+        for _ in range(5):
+            call.send(chunked(b" ", end=False))
+            time.sleep(SHORT / 2)
+        call.send(chunked(b"{}"))
+        call.wait_until_gone()
+
+    with proxy_with_patience(kind, SHORT) as proxy:
+        proxy.backend.play(script)
+        with proxy.client.open("POST", SPEECH, [("Content-Length", "100000")], b"x" * 1_000) as conversation:
+            answered = conversation.answer()
+    assert (answered.status, answered.body) == (413, b"     {}")
+
+
 def is_closed(conversation: Conversation) -> bool:
     """Wait until the server has closed a connection."""
     return conversation.receive_all() == b""

@@ -84,13 +84,15 @@ class Request:
         client_ip: the address that rate limits count, as text; empty where there is none.
         body_size: how many bytes of the body have been received so far.
         body_taken: whether the body has been received to its end.
+        body_left: whether what is still to come of it will not be taken.
         is_receiving: whether a piece of it is waited for.
     """
 
     __slots__ = (
         "_picked",
         "_receive",
-        "_when_taken",
+        "_when_done",
+        "body_left",
         "body_size",
         "body_taken",
         "client_ip",
@@ -129,8 +131,9 @@ class Request:
         self.client_ip = _client_ip(scope, self.header_values(b"x-forwarded-for"), trusted_hops)
         self.body_size = 0
         self.body_taken = False
+        self.body_left = False
         self.is_receiving = False
-        self._when_taken: anyio.Event | None = None  # few requests need it, and it costs more than the rest of this
+        self._when_done: anyio.Event | None = None  # few requests need it, and it costs more than the rest of this
 
     def header(self, name: bytes) -> bytes | None:
         """Return the value of a header that came once; None if it did not come, or came several times."""
@@ -195,8 +198,10 @@ class Request:
 
     async def _receive_body(self, limit: int) -> bytes:
         self.is_receiving = True
-        message = await self._receive()
-        self.is_receiving = False
+        try:
+            message = await self._receive()
+        finally:
+            self.is_receiving = False
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         chunk: bytes = message.get("body", b"")
@@ -205,13 +210,17 @@ class Request:
             raise payload_too_large(limit)
         if not message.get("more_body", False):
             self.body_taken = True
-            if self._when_taken is not None:
-                self._when_taken.set()
+            self._is_done_with_body()
         return chunk
 
     def leave_body(self) -> None:
-        """Take no body, whether there is one or not. What comes of it is dropped by `wait_for_disconnect`."""
-        self.body_taken = True
+        """Say that nobody takes what is still to come of the body; `wait_for_disconnect` drops it from now on."""
+        self.body_left = True
+        self._is_done_with_body()
+
+    def _is_done_with_body(self) -> None:
+        if self._when_done is not None:
+            self._when_done.set()
 
     def trusted_digest(self) -> str | None:
         """Return the digest in `X-Request-Hash`, or None if there is none.
@@ -227,10 +236,10 @@ class Request:
         return offered[0].decode()
 
     async def wait_for_disconnect(self) -> None:
-        """Return when the client has gone. Before the body has been taken, whoever takes it is told instead."""
-        if not self.body_taken:
-            self._when_taken = anyio.Event()
-            await self._when_taken.wait()
+        """Return when the client has gone. Until the body has been taken or left, whoever takes it is told instead."""
+        if not self.body_taken and not self.body_left:
+            self._when_done = anyio.Event()
+            await self._when_done.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 

@@ -159,6 +159,8 @@ class Relay:
             async def work() -> None:
                 async with self._backend.respond(request.method, url, headers, content) as response:
                     outcome.backend_status = response.status
+                    if not request.body_taken:
+                        request.leave_body()  # the backend has answered early, and is sent no more
                     # Nothing vouches for a request of which only a part has been seen.
                     signable = endpoint.signed and request.body_taken
                     await self._deliver(response, reply, endpoint, exchange if signable else None, outcome)
