@@ -16,6 +16,7 @@ from processes import teesign_serve
 from servers import ALL_KINDS, Kind, Stack, stack
 from wire import Conversation, chunks_of, multipart
 
+from teesign_asgi.errors import ClientStalledError
 from teesign_asgi.http import Reply, Request
 from teesign_asgi.stalls import PAUSE, StallWatch
 from teesign_asgi.types import Message
@@ -225,6 +226,23 @@ async def test_a_pause_of_this_process_is_not_the_clients() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(pause)
         await StallWatch(sending=SHORT, taking=SHORT).run(scope, request, reply, work())
+
+
+@pytest.mark.anyio
+async def test_a_client_that_does_not_take_the_head() -> None:
+    """It has stopped as well: a server may keep the head until the response before it has been taken."""
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is received")
+
+    async def send(_: Message) -> None:
+        await anyio.sleep_forever()
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request, reply = Request(scope, receive, bytes, 0), Reply(send, b"id", "POST")
+    with anyio.fail_after(10), pytest.raises(ClientStalledError) as caught:
+        await StallWatch(sending=60, taking=0.1).run(scope, request, reply, reply.start(200, []))
+    assert caught.value.part == "response"
 
 
 def test_a_client_that_does_not_take_a_whole_answer(log: Path) -> None:

@@ -256,7 +256,7 @@ class Reply:
         status: the status code that was sent, or 0 before.
         body_size: how many bytes of body were handed to the server.
         finished: whether the last of them was.
-        is_sending: whether the server has not taken the last piece of it yet.
+        is_sending: whether the server has not taken the head, or the last piece of the body, yet.
     """
 
     __slots__ = ("_is_head", "_request_id", "_send", "body_size", "finished", "is_sending", "status")
@@ -277,6 +277,8 @@ class Reply:
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the status and the headers; `headers` must not hold the request id."""
         self.status = status
+        # Some servers keep it until the client has taken the response before this one.
+        self.is_sending = True
         await self._send(
             {
                 "type": "http.response.start",
@@ -284,6 +286,7 @@ class Reply:
                 "headers": [*headers, (b"x-request-id", self._request_id)],
             }
         )
+        self.is_sending = False
 
     async def body(self, chunk: bytes, *, more: bool) -> None:
         """Send the next bytes of the body; the last ones with `more` false."""
