@@ -2,9 +2,8 @@
 
 Each request goes through the same steps, in the order that the wire contract gives: is it one of our own coming back,
 which endpoint is it, has the client any requests left, is its method served, is its token good, is its body declared
-too large. Then the
-endpoint's handler answers. Whatever it raises becomes an error response, or, if the response has started already, the
-end of the connection.
+too large. Then the endpoint's handler answers. Whatever it raises becomes an error response, or, if the response has
+started already, the end of the connection.
 
 The app starts with the server's lifespan. Frameworks that mount it do not always pass that on, so the first request
 that needs the keys starts it too; `App.start` and `App.aclose` do the same by hand.
