@@ -39,6 +39,7 @@ FAKE_WORKER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_wo
 LINUX = sys.platform == "linux"
 
 DOCUMENTATION = (Path(__file__).parents[1] / "docs" / "attestation.md").read_text()
+EXAMPLE = DOCUMENTATION.split("```python\n")[1].split("```")[0]
 
 CANNED_LIBRARY = """
 import base64, logging, os, sys
@@ -634,15 +635,33 @@ def test_bundled_command_takes_another_interpreter() -> None:
 
 async def test_worker_in_the_documentation_works(tmp_path: Path) -> None:
     """The example of docs/attestation.md can be used as it stands, and ends by itself when its input does."""
-    example = DOCUMENTATION.split("```python\n")[1].split("```")[0]
-    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 18
     program = tmp_path / "worker.py"
-    program.write_text(example)
+    program.write_text(EXAMPLE)
     async with closing(NvidiaWorker([sys.executable, str(program)])) as source:
         for number in range(3):
             evidence = await source.collect(bytes([number]) * 32)
             assert is_for(evidence, bytes([number]) * 32)
             assert evidence.simulated
+
+
+def test_worker_in_the_documentation_ends_in_the_middle_of_a_collection(tmp_path: Path) -> None:
+    """It keeps the rule that stands above it."""
+    program = tmp_path / "worker.py"
+    collecting = 'print("collecting", file=sys.stderr, flush=True); __import__("time").sleep(60)'
+    program.write_text(EXAMPLE.replace("return [", f"{collecting}; return ["))
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, str(program)], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(request(1, NONCE, no_hardware=False) + b"\n")
+            process.stdin.flush()
+            assert process.stderr.readline() == b"collecting\n"
+            process.stdin.close()
+            process.wait(30)
+        finally:
+            process.kill()
 
 
 def test_session_in_the_documentation_holds_messages() -> None:
