@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -51,6 +52,50 @@ class Stream:
         except (http.client.IncompleteRead, ConnectionResetError):
             return True
         return False
+
+
+HEEDLESS = """
+import os, sys, time
+print('{"protocol": 1}', flush=True)
+sys.stdin.readline()
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+"""A program that collects evidence for ever, and does not notice the end of whoever asked for it."""
+
+
+@contextmanager
+def collecting(process: Process, started: Path) -> Iterator[int]:
+    """Ask for a report that does not come, and give the process id of the program that collects for it."""
+    process.wait_until_ready()
+    with process.client.open("GET", "/v1/attestation/report"):
+        deadline = time.monotonic() + 30
+        while not (started.exists() and started.read_text().endswith("\n")):
+            assert time.monotonic() < deadline, process.output()
+            time.sleep(0.01)
+        pid = int(started.read_text())
+        try:
+            yield pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # should this test fail, it is not left either
+                os.kill(pid, signal.SIGKILL)
+
+
+def heedless(directory: Path) -> str:
+    """Return the command of that program."""
+    program = directory / "worker.py"
+    program.write_text(HEEDLESS)
+    return shlex.join([sys.executable, "-I", "-S", str(program), str(directory / "started")])
+
+
+def wait_until_ended(pid: int) -> None:
+    """Wait until a process is no more, or waits only for somebody to hear of its end."""
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "it is still running"
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -287,3 +332,32 @@ def test_a_worker_that_was_killed_is_told_of(log: Path) -> None:
         os.kill(worker_of(process), signal.SIGKILL)
         assert process.wait() == 1
         assert "Unexpected exit from worker-1" in process.output()
+
+
+def test_a_collection_that_does_not_finish_is_cut(log: Path, tmp_path: Path) -> None:
+    """The program that collects goes with the server, although it does not notice that."""
+    with (
+        Backend() as backend,
+        teesign_serve(
+            log, DRAIN_TIMEOUT="1", GPU_EVIDENCE_COMMAND=heedless(tmp_path), VLLM_BASE_URL=backend.url
+        ) as process,
+        streaming(process, backend),
+        collecting(process, tmp_path / "started") as pid,
+    ):
+        process.terminate()
+        process.wait()
+        wait_until_ended(pid)
+
+
+def test_a_second_signal_ends_a_collection_too(log: Path, tmp_path: Path) -> None:
+    """Whoever does not want to wait leaves nothing behind either."""
+    with (
+        teesign_serve(log, GPU_EVIDENCE_COMMAND=heedless(tmp_path), DRAIN_DELAY="60") as process,
+        collecting(process, tmp_path / "started") as pid,
+    ):
+        process.terminate()
+        wait_until_not_ready(process)
+        time.sleep(0.3)  # so long, two signals are one
+        process.terminate()
+        process.wait()
+        wait_until_ended(pid)

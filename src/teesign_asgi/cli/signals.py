@@ -27,7 +27,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from granian.server.common import AbstractServer
@@ -90,7 +92,17 @@ def _cut_off(drain: Drain) -> None:
     """End the process with whatever is still open."""
     log_event(logging.WARNING, "the time to drain is up: open connections are cut off", open=drain.open_responses)
     logging.shutdown()
+    _kill_children(os.getpid())
     os._exit(1)
+
+
+def _kill_children(pid: int) -> None:
+    """Kill what a worker has started, each with its group: a program that collects evidence may not notice its end."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread may have ended meanwhile
+            for child in children.read_text().split():
+                with suppress(ProcessLookupError):  # so may the child; or it leads no group, as those programs do
+                    os.killpg(int(child), signal.SIGKILL)
 
 
 def _leave() -> None:
@@ -130,6 +142,7 @@ class _Parent:
             self._server.signal_handler_interrupt()  # type: ignore[no-untyped-call] # granian has no annotations there
         elif time.monotonic() - self._first >= _ONE_SIGNAL:
             for worker in self._server.wrks:
+                _kill_children(worker.inner.pid)
                 worker.kill()
 
 
