@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from processes import teesign_serve
@@ -175,6 +176,16 @@ def test_flushing_does_not_wait_for_a_reader_that_has_stopped(pipe: Pipe) -> Non
     begun = time.monotonic()
     writer.flush()
     assert 0.9 < time.monotonic() - begun < 5
+
+
+def test_a_thread_that_cannot_be_started(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever logs does not hear of it; the line is written with the next one for which there is a thread."""
+    logger = log_to(LogWriter(pipe.into))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        logger.info("first")
+    logger.info("second")
+    pipe.read_until(lambda: pipe.lines() == ["first", "second"])
 
 
 @pytest.mark.filterwarnings("error")

@@ -22,6 +22,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["LogWriter"]
@@ -73,7 +74,7 @@ class LogWriter(logging.Handler):
             if self._size + len(line) <= self._max_waiting:
                 self._lines.append(line)
                 self._size += len(line)
-                if len(self._lines) == 1:
+                if len(self._lines) == 1 or self._thread is None:
                     self._wake()
                 return
         self._drop(1)
@@ -91,8 +92,10 @@ class LogWriter(logging.Handler):
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._write_for_ever, name="log-writer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._write_for_ever, name="log-writer", daemon=True)
+            with suppress(RuntimeError):  # there may be no more threads to be had; then the next line starts one
+                thread.start()
+                self._thread = thread
         self._changed.notify_all()
 
     def _drop(self, lines: int) -> None:
