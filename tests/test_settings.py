@@ -90,6 +90,7 @@ GOOD: list[tuple[str, str, object]] = [
     *((name, "2.5", 2.5) for name in SECONDS),
     *((name, "1e3", 1000.0) for name in SECONDS),
     *((name, "86400", 86400.0) for name in SECONDS),
+    *((name, " 0.1 ", 0.1) for name in SECONDS),
     *((name, "0", 0.0) for name in ("ATTESTATION_CACHE_TTL", *DRAIN)),
     *((name, "1", 1) for name in POSITIVE),
     *((name, " 12 ", 12) for name in POSITIVE + FROM_ZERO),
@@ -113,11 +114,16 @@ BAD: list[tuple[str, str, str]] = [
     ("TOKEN", "schlüssel", "no Authorization header can carry"),
     ("TOKEN", "a\x7fb", "no Authorization header can carry"),
     *((name, text, "is not a boolean") for name in BOOLEANS for text in ("2", "ja", " ", "truefalse")),
-    *((name, text, "is not a number of seconds") for name in SECONDS for text in ("ten", "10s", " ")),
+    *((name, text, "is not a number of seconds") for name in SECONDS for text in ("ten", "10s", " ", "1_0", "٣")),
     *((name, text, "is not a positive number") for name in SECONDS for text in ("-1", "nan", "inf", "1e400")),
     *(
         (name, "0", "is not a positive number")
         for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", *CLIENT)
+    ),
+    *(
+        (name, text, "is less than 0.1")
+        for name in ("CHAT_CACHE_EXPIRATION", "VLLM_PROXY_TIMEOUT_SECS", *CLIENT)
+        for text in ("0.09", "1e-300")
     ),
     *((name, "86401", "is more than 86400") for name in (*CLIENT, *DRAIN)),
     *(

@@ -34,6 +34,9 @@ __all__ = [
 _TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _FALSE: Final = frozenset(("0", "false", "no", "off"))
 
+_LEAST_SECONDS: Final = 0.1
+"""The shortest time limit: to keep to one takes looking at a clock far more often than that."""
+
 
 def text(value: str) -> str:
     """Take anything that can be printed, without the space around it."""
@@ -95,15 +98,19 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
 
 
 def seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[str], float]:
-    """Return a parser of numbers of seconds up to a maximum; `zero` says whether there may be none."""
+    """Return a parser of numbers of seconds up to a maximum; `zero` says whether there may be none, or very few."""
 
     def parse(value: str) -> float:
         try:
+            if not value.isascii() or "_" in value:
+                raise ValueError
             number = float(value)
         except ValueError:
             raise ValueError("is not a number of seconds") from None
         if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
             raise ValueError("is not a positive number of seconds")
+        if number < _LEAST_SECONDS and not zero:
+            raise ValueError(f"is less than {_LEAST_SECONDS:g}")
         if number > maximum:
             raise ValueError(f"is more than {maximum:g}")
         return number
