@@ -265,7 +265,11 @@ ROWS: dict[str, Row] = {
     ),
     "SIGTERM idle": Row(
         "SIGTERM ends an idle server at once",
-        (f"{SHUTDOWN}test_an_idle_server_stops_at_once",),
+        (
+            f"{SHUTDOWN}test_an_idle_server_stops_at_once",
+            f"{SHUTDOWN}test_a_server_that_waits_for_its_keys_stops_at_once",
+            f"{SHUTDOWN}test_a_signal_before_the_worker_listens_for_signals_is_not_lost",
+        ),
         ITS_OWN,
     ),
     "SIGTERM with streams": Row(
@@ -285,7 +289,10 @@ ROWS: dict[str, Row] = {
     ),
     "SIGTERM twice": Row(
         "a second signal ends at once",
-        (f"{SHUTDOWN}test_a_second_signal_ends_at_once",),
+        (
+            f"{SHUTDOWN}test_a_second_signal_ends_at_once",
+            f"{SHUTDOWN}test_a_second_signal_ends_a_collection_too",
+        ),
         ITS_OWN,
     ),
     "SIGKILL": Row(
