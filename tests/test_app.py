@@ -433,8 +433,8 @@ class Duplex(Backend):
 
 async def test_a_body_over_the_limit_breaks_off_a_response_that_has_begun() -> None:
     """It cannot become an error any more: one response has one head."""
-    app = app_with(Duplex(), max_request_bytes=10)
-    asked = await client(app, b"12345", b"678901", b"").ask("GET", "/v1/models")
+    app = app_with(Duplex(), max_audio_request_bytes=10)
+    asked = await client(app, b"12345", b"678901", b"").ask("PUT", "/v1/other")
     assert (asked.status, asked.body, asked.whole) == (200, b"12345", False)
     assert [message["type"] for message in asked.messages].count("http.response.start") == 1
 
