@@ -75,7 +75,7 @@ class GenuineAgent(FakeAgent):
 def genuine_stack(kind: Kind = "uvicorn", *, pair: SigningPair | None = None, **changes: Any) -> Iterator[Stack]:
     """Run a proxy whose reports verify, before a scripted backend."""
     parts = {"sources": Sources(quotes=GenuineQuotes(), gpus=GenuineGpus()), "pair": pair or fixed_pair()}
-    with stack(kind, parts=parts, **changes) as running:
+    with stack(kind, parts=parts, **{"dev": False, **changes}) as running:
         yield running
 
 

@@ -198,7 +198,7 @@ def tampering() -> Iterator[int]:
     """The port of a genuine server behind somebody who changes the last byte of each chat's answer."""
     with Backend() as backend:
         sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
-        app = App(settings_for(backend.url), pair=fixed_pair(), sources=sources)
+        app = App(settings_for(backend.url, dev=False), pair=fixed_pair(), sources=sources)
         backend.play(json_answer(RESPONSE))
 
         async def tampered(scope: Scope, receive: Receive, send: Send) -> None:

@@ -397,7 +397,7 @@ def test_a_mounted_server_is_found_below_its_prefix() -> None:
     with Backend() as backend:
         backend.play(answer(200, WHOLE, b"content-type: application/json", b"connection: close"))
         sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
-        app = App(settings_for(backend.url), pair=fixed_pair(), sources=sources)
+        app = App(settings_for(backend.url, dev=False), pair=fixed_pair(), sources=sources)
         host = cast(ASGIApp, Starlette(routes=[Mount("/llm", app=cast(Any, app))]))
         with serve(host, "uvicorn") as port, client(prefix="/llm") as ask:
             url = f"http://127.0.0.1:{port}/llm"
