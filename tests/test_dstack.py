@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import dstack_sdk.dstack_client
+import httpx
 import pytest
 from fake_agent import CANARY, KEY, FakeAgent, Fault, recorded_answer, running_agent
 
@@ -227,6 +228,26 @@ async def test_waiting_for_another_callers_info_counts_towards_the_limit(agent: 
             group.start_soon(ask)
     assert codes == ["dstack_timeout"] * 10
     assert time.monotonic() - began < 0.5 + SLACK
+
+
+async def test_call_that_begins_while_the_last_one_closes_is_served(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK closes its connections when nobody uses it, and must not be asked meanwhile."""
+    source, closing, close = DstackAgent(str(agent.path)), anyio.Event(), httpx.AsyncClient.aclose
+
+    async def close_slowly(client: httpx.AsyncClient) -> None:
+        await close(client)
+        closing.set()
+        await anyio.sleep(0.2)
+
+    monkeypatch.setattr(httpx.AsyncClient, "aclose", close_slowly)
+    async with anyio.create_task_group() as group:
+        group.start_soon(source.quote, REPORT_DATA)
+        await closing.wait()
+        group.start_soon(source.quote, REPORT_DATA)
+        assert await source.key("a", "b") == KEY
+    assert await source.key("a", "b") == KEY
 
 
 async def test_http_endpoint_is_possible() -> None:

@@ -4,7 +4,8 @@ Theory of operation. The agent listens on a Unix socket inside the machine; `dst
 call here has one time limit for all of it, since the SDK's own limit starts anew with every byte that arrives. The
 connection is closed after each call, so that no call meets one that the agent has closed meanwhile. The SDK's client is
 made on a worker thread (it loads certificates, which takes tens of milliseconds) and kept, until a call fails or is
-cancelled: then it is thrown away, because a client that is cancelled while it closes stays closed for ever.
+cancelled: then it is thrown away, because a client that is cancelled while it closes stays closed for ever. Calls that
+overlap share it. While the last of them closes it, it is out of reach: the SDK would hand out what is being closed.
 
 What the SDK raises is never chained to our errors, save for failures to connect: its exceptions quote what the agent
 sent, and the agent sends keys.
@@ -13,6 +14,7 @@ sent, and the agent sends keys.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -60,6 +62,14 @@ def find_endpoint(environment: Mapping[str, str]) -> str | None:
     return next((path for path in SOCKET_PATHS if Path(path).exists()), None)
 
 
+@dataclass
+class _Shared:
+    """A client of the SDK, and how many calls have it; the last one that leaves closes its connections."""
+
+    client: AsyncDstackClient
+    calls: int = 0
+
+
 class DstackAgent:
     """dstack's guest agent as a `KeySource` and a `QuoteSource`, on asyncio and trio.
 
@@ -76,7 +86,7 @@ class DstackAgent:
         self._endpoint: Final = endpoint
         self._timeout: Final = timeout
         self._simulated: Final = simulated
-        self._client: AsyncDstackClient | None = None
+        self._shared: _Shared | None = None
         self._opening: Final = anyio.Lock()
         self._info: Mapping[str, Any] | None = None
         self._info_lock: Final = anyio.Lock()
@@ -170,16 +180,27 @@ class DstackAgent:
 
     async def _asked(self, ask: Callable[[AsyncDstackClient], Awaitable[_Answer]]) -> _Answer:
         async with self._opening:
-            client = self._client
-            if client is None:
-                client = self._client = await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout)
+            if self._shared is None:
+                self._shared = _Shared(await anyio.to_thread.run_sync(_open, self._endpoint, self._timeout))
+            shared = self._shared
+            shared.calls += 1
         try:
-            async with client:
-                return await ask(client)
+            async with shared.client as client:
+                try:
+                    answer = await ask(client)
+                finally:
+                    shared.calls -= 1
+                    if not shared.calls:
+                        self._withdraw(shared)
         except BaseException:  # cancelled too; calls that overlap with this one keep the client until they are done
-            if self._client is client:
-                self._client = None
+            self._withdraw(shared)
             raise
+        self._shared = self._shared or shared
+        return answer
+
+    def _withdraw(self, shared: _Shared) -> None:
+        if self._shared is shared:
+            self._shared = None
 
     def _translated(self, name: str, error: Exception) -> SourceError:
         """Return our error for the SDK's, with no word of what the agent sent."""
