@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -250,6 +252,44 @@ async def test_call_that_begins_while_the_last_one_closes_is_served(
     assert await source.key("a", "b") == KEY
 
 
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be a user who owns nothing, if this one may do everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_socket_without_permission_is_told(agent: FakeAgent) -> None:
+    """The message names the error of the system, not what a library makes of it."""
+    source = DstackAgent(str(agent.path))
+    await source.info()  # and the SDK is loaded
+    agent.path.parent.chmod(0o755)
+    agent.path.chmod(0)
+    with as_nobody(), pytest.raises(SourceError, match="PermissionError") as caught:
+        await source.quote(REPORT_DATA)
+    assert caught.value.code == "dstack_unreachable"
+
+
+async def test_socket_that_may_not_be_seen_does_not_hide_another(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is closed to this user counts as one without a socket."""
+    locked, path = socket_path.with_name("locked") / "dstack.sock", socket_path.with_name("open.sock")
+    locked.parent.mkdir()
+    path.touch()
+    socket_path.parent.chmod(0o755)
+    locked.parent.chmod(0)
+    monkeypatch.setattr("teesign.sources.dstack.SOCKET_PATHS", (str(locked), str(path)))
+    with as_nobody():
+        assert find_endpoint({}) == str(path)
+
+
 async def test_http_endpoint_is_possible() -> None:
     """A simulator can listen on TCP; where nothing does, the error names its URL."""
     with socket.socket() as unused:
@@ -262,7 +302,7 @@ async def test_http_endpoint_is_possible() -> None:
 
 def test_simulator_goes_before_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable wins over a socket that exists, and one that is empty counts as not set."""
-    monkeypatch.setattr(Path, "exists", lambda path: str(path) == SOCKET_PATHS[0])
+    monkeypatch.setattr("os.path.exists", lambda path: path == SOCKET_PATHS[0])
     assert find_endpoint({SIMULATOR_VARIABLE: "http://localhost:8090"}) == "http://localhost:8090"
     assert find_endpoint({SIMULATOR_VARIABLE: ""}) == SOCKET_PATHS[0]
 
@@ -271,7 +311,6 @@ def test_simulator_goes_before_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sockets_are_found_where_the_sdk_finds_them(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Each path of our list is one that the SDK would choose as well."""
     monkeypatch.delenv(SIMULATOR_VARIABLE, raising=False)
-    monkeypatch.setattr(Path, "exists", lambda candidate: str(candidate) == path)
     monkeypatch.setattr("os.path.exists", lambda candidate: candidate == path)
     assert find_endpoint({}) == path
     assert dstack_sdk.dstack_client.get_endpoint() == path
@@ -279,7 +318,7 @@ def test_sockets_are_found_where_the_sdk_finds_them(monkeypatch: pytest.MonkeyPa
 
 def test_machine_without_dstack_has_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither variable nor socket means None."""
-    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr("os.path.exists", lambda _: False)
     assert find_endpoint({"PATH": "/bin"}) is None
 
 

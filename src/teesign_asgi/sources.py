@@ -70,8 +70,9 @@ def default_sources(settings: Settings) -> Sources:
         if settings.dev:
             return Sources(quotes=SimulatedQuotes(), gpus=gpus)
         raise StartError(
-            f"There is no dstack guest agent: none of the sockets {', '.join(SOCKET_PATHS)} is there. Mount the host's "
-            "into this container, or set DEV=1 to try teesign with random keys and simulated quotes."
+            f"There is no dstack guest agent: none of the sockets {', '.join(SOCKET_PATHS)} is there, or this "
+            "user may not see it. Mount the host's into this container, or set DEV=1 to try teesign with random keys "
+            "and simulated quotes."
         )
     if find_spec("dstack_sdk") is None:
         raise StartError("The package for the dstack guest agent is missing. Install it: pip install 'teesign[dstack]'")

@@ -13,9 +13,9 @@ sent, and the agent sends keys.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -59,7 +59,8 @@ def find_endpoint(environment: Mapping[str, str]) -> str | None:
     """
     if simulator := environment.get(SIMULATOR_VARIABLE):
         return simulator
-    return next((path for path in SOCKET_PATHS if Path(path).exists()), None)
+    # Path.exists raises where this user may not look.
+    return next((path for path in SOCKET_PATHS if os.path.exists(path)), None)  # noqa: PTH110 - see above
 
 
 @dataclass
@@ -214,7 +215,7 @@ class DstackAgent:
         if isinstance(error, httpx.HTTPStatusError):
             return self._error("dstack_failed", name, f"answered with status {error.response.status_code}")
         if isinstance(error, OSError | httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
-            return self._error("dstack_unreachable", name, f"cannot be reached ({kind})")
+            return self._error("dstack_unreachable", name, f"cannot be reached ({type(_system_error(error)).__name__})")
         if isinstance(error, httpx.TransportError):
             return self._error("dstack_failed", name, f"broke off its answer ({kind})")
         return self._bad_answer(name, f"it cannot be read ({kind})")
@@ -236,6 +237,16 @@ def _open(endpoint: str, timeout: float) -> AsyncDstackClient:
     from dstack_sdk import AsyncDstackClient  # an extra, and slow to load: `find_endpoint` goes without it
 
     return AsyncDstackClient(endpoint, timeout=timeout)
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return the system's error that a library's stands for, or the same one where there is none."""
+    found, behind = error, error.__cause__ or error.__context__
+    while behind is not None:
+        if isinstance(behind, OSError):
+            found = behind
+        behind = behind.__cause__ or behind.__context__
+    return found
 
 
 def _report_data_problem(quote: bytes, report_data: bytes) -> str:
