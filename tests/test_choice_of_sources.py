@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
@@ -87,6 +88,34 @@ async def test_a_worker_that_cannot_be_started_is_simulated_in_development() -> 
     """A named program that is not there does not keep a developer from a report."""
     gpus = default_sources(settings(DEV=1, GPU_EVIDENCE_COMMAND="/nowhere/worker")).gpus
     assert (await gpus.collect(NONCE)).simulated
+    await gpus.aclose()
+
+
+@pytest.mark.anyio
+async def test_simulated_evidence_is_not_waited_for() -> None:
+    """A worker that cannot be started is tried anew for each report, without pauses."""
+    gpus = default_sources(settings(DEV=1, GPU_EVIDENCE_COMMAND="/nowhere/worker")).gpus
+    begun = time.monotonic()
+    for _ in range(8):  # with pauses that double: 12.7 seconds
+        assert (await gpus.collect(NONCE)).simulated
+    assert time.monotonic() - begun < 5
+    await gpus.aclose()
+
+
+@pytest.mark.anyio
+async def test_why_evidence_is_simulated_is_logged_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """And again when the reason is another one."""
+    program = tmp_path / "worker"
+    gpus = default_sources(settings(DEV=1, GPU_EVIDENCE_COMMAND=str(program))).gpus
+    for _ in range(3):
+        await gpus.collect(NONCE)
+    program.touch(mode=0o600)
+    for _ in range(3):
+        await gpus.collect(NONCE)
+    first, second = (record.getMessage() for record in caplog.records if record.name == "teesign_asgi")
+    assert f"the GPU evidence is simulated cause=The GPU evidence worker ({program}) cannot be started" in first
+    assert "(FileNotFoundError)" in first
+    assert "(PermissionError)" in second
     await gpus.aclose()
 
 

@@ -7,8 +7,10 @@ not have is simulated, and marked as such in every report.
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Final
 
@@ -20,6 +22,7 @@ from teesign.sources.nvidia import NvidiaWorker, bundled_command
 from teesign.sources.simulated import SimulatedGpus, SimulatedQuotes
 
 from .errors import StartError
+from .observe import log_event
 from .settings import Settings, worker_environment
 
 __all__ = ["GpusIfPresent", "default_sources", "load_keys"]
@@ -31,6 +34,8 @@ NO_HARDWARE_CODES: Final = frozenset(("gpu_failed", "gpu_import_failed", "gpu_no
 class GpusIfPresent:
     """The GPUs of a development machine: real evidence where there is some, simulated evidence where there is none.
 
+    Why there is none is logged when it happens first, and when the reason changes.
+
     Args:
         gpus: the real source.
     """
@@ -38,6 +43,7 @@ class GpusIfPresent:
     def __init__(self, gpus: EvidenceSource) -> None:
         self._gpus: Final = gpus
         self._simulated: Final = SimulatedGpus()
+        self._reason = ""
 
     async def collect(self, nonce: bytes) -> GpuEvidence:
         """Return evidence made over these 32 bytes, simulated if this machine has no GPU, library or worker.
@@ -50,6 +56,9 @@ class GpusIfPresent:
         except SourceError as error:
             if error.code not in NO_HARDWARE_CODES:
                 raise
+            if str(error) != self._reason:
+                self._reason = str(error)
+                log_event(logging.WARNING, "the GPU evidence is simulated", cause=self._reason)
             return await self._simulated.collect(nonce)
 
     async def aclose(self) -> None:
@@ -87,8 +96,9 @@ def _gpus(settings: Settings) -> EvidenceSource:
         return SimulatedGpus()
     else:
         command = bundled_command(settings.gpu_evidence_python)
-    worker = NvidiaWorker(command, no_hardware=settings.gpu_no_hw_mode, environment=worker_environment())
-    return GpusIfPresent(worker) if settings.may_simulate_gpus else worker
+    worker = partial(NvidiaWorker, command, no_hardware=settings.gpu_no_hw_mode, environment=worker_environment())
+    # Where simulated evidence follows anyway, nobody has to wait for it.
+    return GpusIfPresent(worker(max_backoff=0)) if settings.may_simulate_gpus else worker()
 
 
 async def load_keys(settings: Settings, sources: Sources, random: Callable[[int], bytes]) -> SigningPair:
