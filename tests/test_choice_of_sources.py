@@ -139,6 +139,35 @@ def test_the_worker_is_not_told_the_token(monkeypatch: pytest.MonkeyPatch) -> No
     assert environment["LD_LIBRARY_PATH"] == "/opt/cuda"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("variable", "expected"), [("GPU_EVIDENCE_PYTHON", "none none"), ("GPU_EVIDENCE_COMMAND", "/proxy /home")]
+)
+async def test_another_interpreter_does_not_look_where_this_one_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, expected: str
+) -> None:
+    """Its packages are its own; a program of the operator's gets everything."""
+    python, seen = tmp_path / "python", tmp_path / "seen"
+    python.write_text(f'#!/bin/sh\necho "${{PYTHONPATH-none}} ${{PYTHONHOME-none}}" > {seen}\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", "/proxy")
+    monkeypatch.setenv("PYTHONHOME", "/home")
+    gpus = default_sources(settings(DSTACK_SIMULATOR_ENDPOINT=NOWHERE, **{variable: python})).gpus
+    with pytest.raises(SourceError):
+        await gpus.collect(NONCE)
+    await gpus.aclose()
+    assert seen.read_text().strip() == expected
+
+
+def test_this_interpreter_looks_where_the_proxy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without another one, NVIDIA's library may be wherever the proxy would find it."""
+    monkeypatch.setenv("PYTHONPATH", "/proxy")
+    gpus = default_sources(settings(DSTACK_SIMULATOR_ENDPOINT=NOWHERE)).gpus
+    assert isinstance(gpus, NvidiaWorker)
+    assert gpus._environment is not None
+    assert gpus._environment["PYTHONPATH"] == "/proxy"
+
+
 def test_the_proxy_needs_none_of_nvidias_packages() -> None:
     """Whatever `teesign[all]` brings, directly or not, NVIDIA's SDK is not in it, nor are the versions that it pins."""
     installed, waiting = set[str](), ["teesign"]

@@ -360,7 +360,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 _REQUIRED: Final = frozenset(("model_name", "tokens"))
 
 
-def worker_environment() -> dict[str, str]:
-    """Return this process's environment for a process it starts: everything but the secrets among our variables."""
-    secrets = {variable.name for variable in VARIABLES.values() if variable.secret}
-    return {name: value for name, value in os.environ.items() if name not in secrets}
+def worker_environment(*, other_interpreter: bool = False) -> dict[str, str]:
+    """Return this process's environment for a process it starts: everything but the secrets among our variables.
+
+    Args:
+        other_interpreter: whether that is Python with packages of its own: where ours looks for some is left out too.
+    """
+    left_out = {variable.name for variable in VARIABLES.values() if variable.secret}
+    if other_interpreter:
+        left_out |= {"PYTHONPATH", "PYTHONHOME"}
+    return {name: value for name, value in os.environ.items() if name not in left_out}

@@ -96,7 +96,10 @@ def _gpus(settings: Settings) -> EvidenceSource:
         return SimulatedGpus()
     else:
         command = bundled_command(settings.gpu_evidence_python)
-    worker = partial(NvidiaWorker, command, no_hardware=settings.gpu_no_hw_mode, environment=worker_environment())
+    environment = worker_environment(
+        other_interpreter=settings.gpu_evidence_command is None and settings.gpu_evidence_python is not None
+    )
+    worker = partial(NvidiaWorker, command, no_hardware=settings.gpu_no_hw_mode, environment=environment)
     # Where simulated evidence follows anyway, nobody has to wait for it.
     return GpusIfPresent(worker(max_backoff=0)) if settings.may_simulate_gpus else worker()
 
