@@ -498,10 +498,11 @@ def library(tmp_path: Path) -> Path:
     return package.parent
 
 
-def bundled(library: Path, **choices: object) -> NvidiaWorker:
-    """Return a source that draws on the bundled worker with this library."""
+def bundled(library: Path, file: Path | None = None, **choices: object) -> NvidiaWorker:
+    """Return a source that draws on the bundled worker with this library; by the path of its file, if one is given."""
     environment = {"PYTHONPATH": str(library), "PATH": os.environ["PATH"]}
-    return NvidiaWorker(bundled_command(), environment=environment, **choices)  # type: ignore[arg-type]  # as above
+    python, own_file = bundled_command()
+    return NvidiaWorker([python, str(file or own_file)], environment=environment, **choices)  # type: ignore[arg-type]  # as above
 
 
 async def test_bundled_worker_keeps_its_protocol_apart_from_prints(library: Path) -> None:
@@ -560,10 +561,23 @@ async def test_bundled_worker_tells_why_the_library_does_not_load(library: Path,
         assert caught.value.code == "gpu_import_failed"
 
 
-async def test_bundled_worker_does_not_mistake_its_neighbours_for_modules(library: Path) -> None:
-    """The worker's own directory holds modules with names like `nvidia`, which the library must not be given."""
+@pytest.mark.parametrize("linked", ["nothing", "file", "directory"])
+async def test_bundled_worker_does_not_mistake_its_neighbours_for_modules(
+    library: Path, tmp_path: Path, linked: str
+) -> None:
+    """The worker's own directory holds modules with names like `nvidia`, which the library must not be given.
+
+    However the worker is reached: a tool that installs by symbolic links may have put it elsewhere.
+    """
     (library / "verifier" / "cc_admin.py").write_text("import simulated")
-    async with closing(bundled(library)) as source:
+    file = Path(nvidia_worker.__file__)
+    if linked == "file":
+        (tmp_path / "linked.py").symlink_to(file)
+        file = tmp_path / "linked.py"
+    elif linked == "directory":
+        (tmp_path / "linked").symlink_to(file.parent)
+        file = tmp_path / "linked" / file.name
+    async with closing(bundled(library, file)) as source:
         with pytest.raises(SourceError, match="ModuleNotFoundError"):
             await source.collect(NONCE)
 

@@ -83,8 +83,8 @@ def load_library() -> Collect:
     modules are looked for, is left out of the search: a module there must not stand in for one of the library's.
     """
     os.chdir("/")
-    directory = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - as Python itself computes it
-    sys.path[:] = [path for path in sys.path if path != directory]
+    own = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - Python follows symbolic links to it, too
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != own]
     with mock.patch.object(logging, "FileHandler", NoFile):
         library = importlib.import_module("verifier.cc_admin")
 
