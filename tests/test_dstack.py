@@ -214,7 +214,7 @@ async def test_cancelled_calls_leave_the_source_usable(agent: FakeAgent) -> None
 
 
 async def test_waiting_for_another_callers_info_counts_towards_the_limit(agent: FakeAgent) -> None:
-    """When the agent hangs, ten callers of info are all told after one time limit, not one after the other."""
+    """When the agent hangs, forty callers of info are all told after one time limit, not one after the other."""
     source = DstackAgent(str(agent.path), timeout=0.5)
     agent.fault = Fault.HANGS
     codes = []
@@ -226,9 +226,9 @@ async def test_waiting_for_another_callers_info_counts_towards_the_limit(agent: 
 
     began = time.monotonic()
     async with anyio.create_task_group() as group:
-        for _ in range(10):
+        for _ in range(40):
             group.start_soon(ask)
-    assert codes == ["dstack_timeout"] * 10
+    assert codes == ["dstack_timeout"] * 40
     assert time.monotonic() - began < 0.5 + SLACK
 
 

@@ -212,10 +212,10 @@ async def test_cancelled_start_is_taken_up_by_the_next_call() -> None:
 
 async def test_late_answer_is_waited_for_and_dropped() -> None:
     """The call after a cancelled one gets its own evidence, from the same worker, which never had two requests."""
-    async with closing(worker("sleeps", 0.3)) as source:
+    async with closing(worker("alone")) as source:
         await source.collect(bytes(32))
         pid = source.pid
-        with anyio.move_on_after(0.1):
+        with anyio.move_on_after(0.05):
             await source.collect(bytes([1]) * 32)
         assert is_for(await source.collect(NONCE), NONCE)
         assert source.pid == pid
@@ -346,16 +346,24 @@ async def test_worker_stopped_under_a_cancelled_call_is_replaced() -> None:
 
 
 async def test_pause_grows_with_each_failure_and_ends_with_success(tmp_path: Path) -> None:
-    """Restarts keep a distance that doubles up to its bound; after a success there is none."""
-    began = time.monotonic()
-    async with closing(worker("exits-at-once", backoff=0.2, max_backoff=0.4)) as source:
-        for _ in range(4):  # pauses of 0.2, 0.4 and 0.4 seconds between them
-            with pytest.raises(SourceError):
-                await source.collect(NONCE)
-    assert 1.0 <= time.monotonic() - began < 1.0 + SLACK
-    async with closing(worker("exits", tmp_path / "marker", backoff=0.2, max_backoff=100)) as source:
+    """Restarts keep a distance that doubles up to its bound; after a success it begins anew, and none is kept."""
+    pauses = []
+
+    async def fail(source: NvidiaWorker) -> None:
         with pytest.raises(SourceError):
             await source.collect(NONCE)
+        pauses.append(source._not_before - anyio.current_time())  # some of it may be over
+
+    began = time.monotonic()
+    async with closing(worker("exits-at-once", backoff=0.5, max_backoff=1.0)) as source:
+        for _ in range(4):
+            await fail(source)
+    assert time.monotonic() - began >= 0.5 + 1.0 + 1.0
+    assert pauses[0] <= 0.5
+    assert all(0.5 < pause <= 1.0 for pause in pauses[1:])
+    marker = tmp_path / "marker"
+    async with closing(worker("exits", marker, backoff=0.5, max_backoff=100)) as source:
+        await fail(source)
         await source.collect(NONCE)
         assert source.pid is not None
         os.kill(source.pid, signal.SIGKILL)
@@ -363,6 +371,9 @@ async def test_pause_grows_with_each_failure_and_ends_with_success(tmp_path: Pat
         began = time.monotonic()
         await source.collect(NONCE)
         assert time.monotonic() - began < SLACK
+        marker.unlink()
+        await fail(source)
+    assert pauses[-1] <= 0.5
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no such cancellation
