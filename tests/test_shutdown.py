@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from backend import Backend, Call, chunked, head, json_answer
 from processes import REQUIRED, Process, environment, teesign_serve, waiting_for_keys
 from servers import free_port
@@ -163,6 +164,36 @@ def test_an_idle_server_stops_at_once(log: Path) -> None:
             process.terminate()
             assert process.wait() == 0
         assert time.monotonic() - begun < soon(process)
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET / HTT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], ids=["nothing", "head", "h2"]
+)
+def test_a_client_that_asks_for_nothing_holds_up_no_end(log: Path, begun: bytes) -> None:
+    """Not even one that has begun with a head, for which the server would wait half a minute."""
+    with teesign_serve(log, DRAIN_LINGER="60") as process:
+        process.wait_until_ready()
+        with socket.create_connection(("127.0.0.1", process.port)) as connection:
+            connection.sendall(begun)
+            time.sleep(0.2)  # so that the server has it
+            started = time.monotonic()
+            process.terminate()
+            assert process.wait() == 0
+        assert time.monotonic() - started < soon(process)
+
+
+def test_a_report_that_is_being_made_is_waited_for(log: Path) -> None:
+    """A client whose request is being answered says nothing, either, and is not cut off."""
+    command = shlex.join([sys.executable, str(Path(__file__).with_name("fake_worker.py")), "sleeps", "4"])
+    with teesign_serve(log, GPU_EVIDENCE_COMMAND=command) as process:
+        process.wait_until_ready()
+        begun = time.monotonic()
+        with process.client.open("GET", f"/v1/attestation/report?nonce={'ab' * 32}") as conversation:
+            time.sleep(0.5)  # so that the server has it
+            process.terminate()
+            assert conversation.answer().status == 200
+            assert time.monotonic() - begun > 4
+        assert process.wait() == 0
 
 
 def test_the_signature_of_the_last_stream_can_be_fetched(log: Path) -> None:

@@ -157,6 +157,11 @@ class App:
         """Whether the keys and the sources are ready: before, only what needs neither is answered."""
         return self._attestor is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self._stalls.is_idle
+
     async def start(self) -> None:
         """Get the keys and the sources ready. Does nothing the second time; waits if that is under way.
 

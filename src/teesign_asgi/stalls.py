@@ -75,6 +75,11 @@ class StallWatch:
         self._told: Final[list[tuple[float, Scope]]] = []  # who was told that its request has stopped, and when
         self._is_sweeping = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open."""
+        return not self._open
+
     async def run(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
         """Wait for the work on a request.
 

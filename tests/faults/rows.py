@@ -264,9 +264,11 @@ ROWS: dict[str, Row] = {
         ITS_OWN,
     ),
     "SIGTERM idle": Row(
-        "SIGTERM ends an idle server at once",
+        "SIGTERM ends an idle server at once, whoever is connected and asks for nothing",
         (
             f"{SHUTDOWN}test_an_idle_server_stops_at_once",
+            f"{SHUTDOWN}test_a_client_that_asks_for_nothing_holds_up_no_end",
+            f"{SHUTDOWN}test_a_report_that_is_being_made_is_waited_for",
             f"{SHUTDOWN}test_a_server_that_waits_for_its_keys_stops_at_once",
             f"{SHUTDOWN}test_a_signal_before_the_worker_listens_for_signals_is_not_lost",
         ),

@@ -6,22 +6,27 @@ taken for a time. It can also be told to accept only so much ahead of what has b
 backend and not in its own memory, up to 4 MiB for each connection. Connections inherit both from the socket that they
 were accepted through. Granian opens that in the worker, once the app has its keys, and has no option for either; so it
 is looked for among the descriptors of the process until it is there.
+
+At the end the server closes idle connections, but waits for the rest of a head that has begun, as long as it would
+anyway. Connections on which nothing is on its way are therefore ended from here, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ..observe import log_event
 
-__all__ = ["bound_connections"]
+__all__ = ["bound_connections", "end_unused_connections"]
 
 NOT_SENT: Final = 128 * 1024
 """How many bytes the kernel takes ahead of what has been sent."""
@@ -42,19 +47,35 @@ def bound_connections(loop: asyncio.AbstractEventLoop, port: int, taking: float)
     """
     if sys.platform != "linux":
         return
-    listener = _listener(port)
-    if listener is None:
+    listeners = _sockets(port, listening=True)
+    if not listeners:
         loop.call_later(_STEP, bound_connections, loop, port, taking)
         return
     milliseconds = round(min(max(taking * 1000, 1), _LONGEST))
-    with listener:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
+    for listener in listeners:
+        with listener:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
     log_event(logging.DEBUG, "the kernel bounds what connections hold", not_sent=NOT_SENT, taking_s=taking)
 
 
-def _listener(port: int) -> socket.socket | None:
-    """Return a duplicate of this process's socket that listens on a port, if there is one."""
+def end_unused_connections(port: int) -> None:
+    """End the connections to a port of this process whose clients have taken all that was sent to them. Linux only.
+
+    To be called when no request is being answered: what the server has for a client is on its way then.
+    """
+    if sys.platform != "linux":
+        return
+    for connection in _sockets(port, listening=False):
+        with connection, suppress(OSError):
+            not_taken = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+            if not int.from_bytes(not_taken, sys.byteorder):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets(port: int, *, listening: bool) -> list[socket.socket]:
+    """Return duplicates of this process's sockets on a port: those that listen, or those of connections to it."""
+    found = []
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
             if not entry.readlink().name.startswith("socket:"):
@@ -62,9 +83,10 @@ def _listener(port: int) -> socket.socket | None:
             duplicate = socket.socket(fileno=os.dup(int(entry.name)))
             if (
                 duplicate.family in (socket.AF_INET, socket.AF_INET6)
-                and duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                and bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) is listening
                 and duplicate.getsockname()[1] == port
             ):
-                return duplicate
-            duplicate.close()
-    return None
+                found.append(duplicate)
+            else:
+                duplicate.close()
+    return found

@@ -164,7 +164,7 @@ def load_app(settings: Settings, make_upstream: Callable[[], AsyncRequestInterfa
     app = App(settings, upstream=make_upstream() if make_upstream else None)
     log.on_drop = app.metrics.dropped_log_lines.inc
     loop = asyncio.get_event_loop()  # granian has set it already
-    drain_first(loop, app.drain, lambda: app.is_started)
+    drain_first(loop, app, settings.listen_port)
     bound_connections(loop, settings.listen_port, settings.client_write_timeout)
     # What a request leaves behind goes by reference counting. The collector, which looks for cycles at every 700 new
     # objects, finds next to nothing, and takes a tenth of the time.

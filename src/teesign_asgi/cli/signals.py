@@ -34,8 +34,10 @@ from typing import Any, Final
 
 from granian.server.common import AbstractServer
 
+from ..app import App
 from ..drain import Drain
 from ..observe import log_event
+from .listener import end_unused_connections
 
 __all__ = ["drain_first", "end_at_second_signal", "end_with_parent"]
 
@@ -51,15 +53,17 @@ _ONE_SIGNAL: Final = 0.25
 """Seconds within which two signals are one: some programs, such as timeout(1), signal a process and then its group."""
 
 
-def drain_first(loop: asyncio.AbstractEventLoop, drain: Drain, is_started: Callable[[], bool]) -> None:
+def drain_first(loop: asyncio.AbstractEventLoop, app: App, port: int) -> None:
     """Put a drain before what the server will do at a signal.
 
     Args:
         loop: the worker's event loop; the server has not set its handlers yet.
-        drain: what is begun by the first signal. When it is over, the handler that the server has set is called; when
-            connections stay open after that, the process ends without them.
-        is_started: tells whether anybody can have been served yet; if not, the first signal ends the process.
+        app: its drain is begun by the first signal. When that is over, the handler that the server has set is called;
+            when connections stay open after that, the process ends without them. An app that has not started can have
+            served nobody: then the process ends at once.
+        port: where the server listens.
     """
+    drain = app.drain
     set_handler = loop.add_signal_handler
 
     def set_handler_after_drain(number: int, stop: Callable[..., object], *arguments: Any) -> None:
@@ -72,7 +76,7 @@ def drain_first(loop: asyncio.AbstractEventLoop, drain: Drain, is_started: Calla
     def begin(stop: Callable[[], object]) -> None:
         if drain.is_ready:
             drain.begin()
-            if is_started():
+            if app.is_started:
                 stop_when_over(stop)
             else:
                 # The parent may have got the same signal, and takes an end that it did not ask for to be a crash.
@@ -83,7 +87,14 @@ def drain_first(loop: asyncio.AbstractEventLoop, drain: Drain, is_started: Calla
             loop.call_later(_STEP, stop_when_over, stop)
             return
         stop()
+        loop.call_later(_LAST_BYTES, end_unused)
         loop.call_later(max(_LAST_BYTES, drain.remaining), _cut_off, drain)
+
+    def end_unused() -> None:
+        # The server waits for the rest of a head that has begun, which is asked for nothing any more.
+        if app.is_idle:
+            end_unused_connections(port)
+        loop.call_later(_LAST_BYTES, end_unused)
 
     loop.add_signal_handler = set_handler_after_drain  # type: ignore[method-assign,assignment] # granian has no hook for this
 
