@@ -15,17 +15,16 @@ and nothing is looked for on HTTP/2, whose connections carry other responses too
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
 import anyio.to_thread
 
+from .sockets import own_tcp_sockets
 from .tasks import run_in_background
 from .types import Scope
 
@@ -91,12 +90,12 @@ def hang_up(scopes: Iterable[Scope], *, reset: bool) -> int:
         if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
     }
     found = 0
-    with suppress(OSError):
-        for entry in Path("/proc/self/fd").iterdir():
-            with suppress(OSError):
-                found += entry.readlink().name.startswith("socket:") and _end_if_among(
-                    int(entry.name), sought, reset=reset
-                )
+    for connection in own_tcp_sockets():
+        with suppress(OSError):  # it may have ended by itself
+            client, client_port, *_ = connection.getpeername()
+            if _Ends(client, client_port, connection.getsockname()[1]) in sought:
+                found += 1
+                _end(connection, reset=reset)
     return found
 
 
@@ -108,19 +107,10 @@ class _Ends(NamedTuple):
     own_port: int
 
 
-def _end_if_among(descriptor: int, sought: set[_Ends], *, reset: bool) -> bool:
-    """End a socket's connection if it is one of these."""
-    # The duplicate cannot become another file while it is looked at, as the original can.
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
-            return False
-        client, client_port, *_ = found.getpeername()
-        if _Ends(client, client_port, found.getsockname()[1]) not in sought:
-            return False
-        if reset:
-            # Whatever the server does to end a connection in order comes too late after this; `shutdown` would send
-            # the end first, and SO_LINGER has no effect before the server closes its own descriptor.
-            ctypes.CDLL(None).connect(found.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
-        else:
-            found.shutdown(socket.SHUT_RDWR)
-        return True
+def _end(connection: socket.socket, *, reset: bool) -> None:
+    if reset:
+        # Whatever the server does to end a connection in order comes too late after this; `shutdown` would send the
+        # end first, and SO_LINGER has no effect before the server closes its own descriptor.
+        ctypes.CDLL(None).connect(connection.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
+    else:
+        connection.shutdown(socket.SHUT_RDWR)

@@ -16,15 +16,14 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import os
 import socket
 import sys
 import termios
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from ..observe import log_event
+from ..sockets import own_tcp_sockets
 
 __all__ = ["bound_connections", "end_unused_connections"]
 
@@ -47,16 +46,14 @@ def bound_connections(loop: asyncio.AbstractEventLoop, port: int, taking: float)
     """
     if sys.platform != "linux":
         return
-    listeners = _sockets(port, listening=True)
-    if not listeners:
-        loop.call_later(_STEP, bound_connections, loop, port, taking)
-        return
     milliseconds = round(min(max(taking * 1000, 1), _LONGEST))
-    for listener in listeners:
-        with listener:
+    for listener in own_tcp_sockets():
+        if listener.getsockname()[1] == port and _listens(listener):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
-    log_event(logging.DEBUG, "the kernel bounds what connections hold", not_sent=NOT_SENT, taking_s=taking)
+            log_event(logging.DEBUG, "the kernel bounds what connections hold", not_sent=NOT_SENT, taking_s=taking)
+            return
+    loop.call_later(_STEP, bound_connections, loop, port, taking)
 
 
 def end_unused_connections(port: int) -> None:
@@ -66,27 +63,13 @@ def end_unused_connections(port: int) -> None:
     """
     if sys.platform != "linux":
         return
-    for connection in _sockets(port, listening=False):
-        with connection, suppress(OSError):
-            not_taken = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-            if not int.from_bytes(not_taken, sys.byteorder):
-                connection.shutdown(socket.SHUT_RDWR)
+    for connection in own_tcp_sockets():
+        with suppress(OSError):  # it may have ended by itself
+            if connection.getsockname()[1] == port and not _listens(connection):
+                not_taken = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                if not int.from_bytes(not_taken, sys.byteorder):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
-def _sockets(port: int, *, listening: bool) -> list[socket.socket]:
-    """Return duplicates of this process's sockets on a port: those that listen, or those of connections to it."""
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            if not entry.readlink().name.startswith("socket:"):
-                continue
-            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
-            if (
-                duplicate.family in (socket.AF_INET, socket.AF_INET6)
-                and bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) is listening
-                and duplicate.getsockname()[1] == port
-            ):
-                found.append(duplicate)
-            else:
-                duplicate.close()
-    return found
+def _listens(found: socket.socket) -> bool:
+    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
