@@ -185,16 +185,17 @@ async def test_a_pause_of_this_process_is_not_a_backend_that_takes_nothing(ours:
             assert await fetch(ours, backend.url(), "POST", **options) == (200, b"hello")
 
 
+@pytest.mark.parametrize("piece", [b"piece", b"x" * (8 << 20)], ids=["taken", "not taken"])
 @pytest.mark.parametrize("status", [401, 413])
-async def test_an_early_error_is_delivered(ours: Pool, status: int) -> None:
-    """The rest of the body is not sent, whoever gives it is left, and the connection is not kept."""
+async def test_an_early_error_is_delivered(ours: Pool, status: int, piece: bytes) -> None:
+    """The rest of the body is not sent, whoever gives it is left before that, and the connection is not kept."""
     left = False
 
     async def body() -> AsyncIterator[bytes]:
         nonlocal left
         try:
             while True:
-                yield b"piece"
+                yield piece
                 await anyio.sleep(0.01)
         finally:
             left = True
@@ -206,8 +207,12 @@ async def test_an_early_error_is_delivered(ours: Pool, status: int) -> None:
     with RawBackend(script) as backend:
         headers = [(b"transfer-encoding", b"chunked")]
         content = body()
-        assert await fetch(ours, backend.url(), "POST", headers=headers, content=content) == (status, b"no")
-        await until(lambda: left and backend.served[0].gone_at > 0)
+        request = httpcore.Request("POST", backend.url(), headers=[HOST, *headers], content=content)
+        response = await ours.handle_async_request(request)
+        assert left
+        assert (response.status, await response.aread()) == (status, b"no")
+        await response.aclose()
+        await until(lambda: backend.served[0].gone_at > 0)
 
 
 async def test_an_early_success_waits_for_the_request(ours: Pool) -> None:

@@ -23,7 +23,8 @@ from __future__ import annotations
 import asyncio
 import math
 import select
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Final, cast
 
 import anyio
@@ -87,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
     async def exchange(
         self,
         head: bytes,
-        body: bytes | AsyncIterable[bytes],
+        body: bytes | AsyncGenerator[bytes, None],
         *,
         is_head: bool,
         read_timeout: float | None,
@@ -97,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
 
         Args:
             head: the request's head, or with it the body.
-            body: what follows the head; framed.
+            body: what follows the head; framed. It is closed when no more of it is wanted.
             is_head: whether the method is HEAD.
             read_timeout: the longest silence of the backend in seconds, once everything is sent.
             write_timeout: the longest time in seconds in which the backend takes nothing.
@@ -178,14 +179,15 @@ class Connection(asyncio.BufferedProtocol):
                 self._sender.cancel()
                 await asyncio.wait([self._sender])
 
-    async def _send(self, body: bytes | AsyncIterable[bytes], write_timeout: float | None) -> None:
+    async def _send(self, body: bytes | AsyncGenerator[bytes, None], write_timeout: float | None) -> None:
         try:
-            async for piece in _pieces(body) if isinstance(body, bytes) else body:
-                if self._transport is None:
-                    return  # the one who waits for the response is told why
-                self._transport.write(piece)
-                if not self._may_write.is_set():
-                    await self._until_taken(write_timeout)
+            async with aclosing(_pieces(body) if isinstance(body, bytes) else body) as pieces:
+                async for piece in pieces:
+                    if self._transport is None:
+                        return  # the one who waits for the response is told why
+                    self._transport.write(piece)
+                    if not self._may_write.is_set():
+                        await self._until_taken(write_timeout)
         except TimeoutError:
             self._fail(httpcore.WriteTimeout("The backend takes nothing."))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
@@ -342,7 +344,7 @@ class Body:
         return self._connection.leave(self._parser)
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a body that is there in pieces, since what a transport is given at once it copies at once."""
     for start in range(0, len(body), WRITE_SIZE):
         yield body[start : start + WRITE_SIZE]

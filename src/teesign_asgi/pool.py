@@ -16,7 +16,7 @@ import asyncio
 import re
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Any, Final
 
 import httpcore
@@ -81,7 +81,7 @@ class Pool:
         head, declared = _serialize(request)
         limits = request.extensions.get("timeout", {})
         stream = request.stream
-        body: bytes | AsyncIterable[bytes]
+        body: bytes | AsyncGenerator[bytes, None]
         if isinstance(stream, Iterable):  # it is there already
             body = b"".join(stream)
             if declared != len(body) and (body or declared):
@@ -242,18 +242,22 @@ def _serialize(request: httpcore.Request) -> tuple[bytes, int | None]:
     return head, None if chunked else int(lengths[0]) if lengths else 0
 
 
-async def _framed(body: AsyncIterable[bytes], declared: int | None) -> AsyncIterator[bytes]:
+async def _framed(body: AsyncIterable[bytes], declared: int | None) -> AsyncGenerator[bytes, None]:
     """Yield a streamed body as it goes over the wire, and see to it that it has the length it was said to have."""
     sent = 0
-    async for piece in body:
-        sent += len(piece)
-        if declared is None:
-            if piece:
-                yield b"%x\r\n%b\r\n" % (len(piece), piece)
-        elif sent > declared:
-            raise httpcore.LocalProtocolError("The request's body is longer than its declared length.")
-        else:
-            yield piece
+    try:
+        async for piece in body:
+            sent += len(piece)
+            if declared is None:
+                if piece:
+                    yield b"%x\r\n%b\r\n" % (len(piece), piece)
+            elif sent > declared:
+                raise httpcore.LocalProtocolError("The request's body is longer than its declared length.")
+            else:
+                yield piece
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()  # whoever gives it learns that no more of it is wanted
     if declared is None:
         yield b"0\r\n\r\n"
     elif sent < declared:

@@ -159,8 +159,6 @@ class Relay:
             async def work() -> None:
                 async with self._backend.respond(request.method, url, headers, content) as response:
                     outcome.backend_status = response.status
-                    if not request.body_taken:
-                        request.leave_body()  # the backend has answered early, and is sent no more
                     # Nothing vouches for a request of which only a part has been seen.
                     signable = endpoint.signed and request.body_taken
                     await self._deliver(response, reply, endpoint, exchange if signable else None, outcome)
@@ -186,7 +184,7 @@ class Relay:
                 await ask_backend(b"")
                 return
             headers.append(_framing(request))
-            async with aclosing(_hashed(first, chunks, exchange)) as content:
+            async with aclosing(_hashed(request, first, chunks, exchange)) as content:
                 await ask_backend(content)
 
     def _exchange(self, request: Request, endpoint: Endpoint) -> Exchange:
@@ -297,13 +295,18 @@ async def _deliver_rewrapped_error(response: BackendResponse, reply: Reply, outc
     await reply.error(HttpError(response.status, kind or "upstream_error", message, headers))
 
 
-async def _hashed(first: bytes, rest: AsyncIterator[bytes], exchange: Exchange) -> AsyncGenerator[bytes, None]:
+async def _hashed(
+    request: Request, first: bytes, rest: AsyncIterator[bytes], exchange: Exchange
+) -> AsyncGenerator[bytes, None]:
     """Yield the pieces of a request's body, and let the exchange see each."""
-    exchange.receive_request(first)
-    yield first
-    async for chunk in rest:
-        exchange.receive_request(chunk)
-        yield chunk
+    try:
+        exchange.receive_request(first)
+        yield first
+        async for chunk in rest:
+            exchange.receive_request(chunk)
+            yield chunk
+    finally:
+        request.leave_body()  # a backend that has answered early is sent no more
 
 
 async def _let_finish(response: BackendResponse) -> None:
