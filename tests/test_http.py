@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from teesign.testing import counting_random
 from teesign_asgi.errors import ClientDisconnectedError, HttpError, bad_request, method_not_allowed
-from teesign_asgi.http import HOP_BY_HOP, Reply, Request, decode_path_segment, end_to_end
+from teesign_asgi.http import HOP_BY_HOP, PIECE, Reply, Request, decode_path_segment, end_to_end
 from teesign_asgi.types import Headers, Message
 
 pytestmark = pytest.mark.anyio
@@ -380,6 +380,18 @@ async def test_a_reply_carries_the_request_id_and_is_counted() -> None:
         {"type": "http.response.body", "body": b"12", "more_body": True},
         {"type": "http.response.body", "body": b"3", "more_body": False},
     ]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE - 1])
+async def test_a_large_body_is_handed_over_in_pieces(size: int) -> None:
+    """So that a client that takes it slowly is told from one that takes nothing; a small one is handed over at once."""
+    client = Client()
+    reply = Reply(client.send, b"id", "GET")
+    await reply.whole(200, [], bytes(size))
+    assert (b"content-length", str(size).encode()) in client.messages[0]["headers"]
+    assert len(client.body) == reply.body_size == size
+    assert max(len(message["body"]) for message in client.messages[1:]) <= PIECE
+    assert [message["more_body"] for message in client.messages[1:]] == [True] * ((size - 1) // PIECE) + [False]
 
 
 async def test_the_reply_to_head_has_a_head_like_that_to_get_and_no_body() -> None:

@@ -123,6 +123,38 @@ def test_a_client_that_reads_slowly(patient: Stack) -> None:
     assert b"".join(pieces) == body
 
 
+def test_a_client_that_reads_a_large_document_slowly(patient: Stack) -> None:
+    """It is collected here, but how much of it the client has taken is seen all the same."""
+    body = b'{"id":"large","a":"' + b"x" * (24 << 20) + b'"}'
+    patient.backend.play(json_answer(body))
+    with patient.client.stream(CHAT, REQUEST) as conversation:
+        pieces = []
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2 * LONG:
+            pieces.append(conversation.response.read(100_000))
+            time.sleep(0.03)
+        pieces.append(conversation.response.read())
+    assert b"".join(pieces) == body
+
+
+# Not under hypercorn on trio: while a request waits behind another one, it does not see that its connection is no more.
+@pytest.mark.parametrize("kind", ["granian", "uvicorn", "uvicorn-h11", "hypercorn"])
+def test_a_client_that_takes_nothing_and_asks_for_more(kind: Kind) -> None:
+    """Its next request, which is on the same connection, keeps neither that nor a connection to the backend open."""
+    large = json_answer(b'{"id":"large","a":"' + b"x" * (16 << 20) + b'"}')
+    with proxy_with_patience(kind, SHORT) as proxy:
+        proxy.backend.play(lambda call: (pour if call.target == b"/v1/other" else large)(call))
+        with proxy.client.open("POST", CHAT, [("Content-Length", "2"), ("Connection", "keep-alive")], b"{}") as asking:
+            proxy.backend.next_call()
+            time.sleep(SHORT / 2)
+            asking.send(proxy.client.head("POST", "/v1/other", [("Content-Length", "2")]), b"{}")
+            assert wait_until_reset(asking.socket, SHORT + 10)
+            for call in proxy.backend.calls:
+                if call.target == b"/v1/other":
+                    call.wait_until_gone()
+        assert_goes_on(proxy)
+
+
 @pytest.mark.parametrize(("path", "framing"), [(CHAT, "length"), (SPEECH, "chunked"), (SPEECH, "length")])
 def test_an_upload_that_stops(running: Stack, path: str, framing: str) -> None:
     """The client is told and its connection is closed; the backend never takes what came for a whole request."""

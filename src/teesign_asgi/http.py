@@ -60,6 +60,9 @@ _READ_ONCE: Final = frozenset(
 _LISTS: Final = frozenset((b"accept", b"tracestate"))
 """Headers that are lists: several lines of one mean the same as one line (RFC 9110 section 5.3)."""
 
+PIECE: Final = 64 * 1024
+"""How many bytes of a body that is there already are handed over at once: whether they are taken is seen by each."""
+
 JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
@@ -302,6 +305,11 @@ class Reply:
     async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a response whose body is there already."""
         await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        if len(body) > PIECE:
+            last = (len(body) - 1) // PIECE * PIECE
+            for start in range(0, last, PIECE):
+                await self.body(body[start : start + PIECE], more=True)
+            body = body[last:]
         await self.body(body, more=False)
 
     async def json(self, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
