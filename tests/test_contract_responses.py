@@ -22,6 +22,7 @@ from backend import (
     in_pieces,
     json_answer,
 )
+from raw_client import connect, request_bytes
 from servers import ALL_KINDS, TOKEN, Kind, Stack, free_port, serve, settings_for, stack
 from wire import Answer, Client, sha256
 
@@ -690,6 +691,24 @@ def test_connections_to_the_backend_are_kept(proxy: Stack) -> None:
         proxy.client.post(CHAT, REQUEST)
     connections = {id(call.connection) for call in proxy.backend.calls}
     assert len(connections) <= 2
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_not_modified_with_a_length(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """The length is that of the response that there would be; no server takes it for this one's."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(304, b"Content-Length: 1234", b'ETag: "x"'))
+
+    with stack(kind) as proxy, connect(proxy.client.port) as wire:
+        proxy.backend.play(script)
+        for method in ("GET", "HEAD", "POST", "GET"):
+            for path in ("/v1/other", CHAT if method == "POST" else "/v1/other?a"):
+                wire.send(request_bytes(method, path, b"{}" if method == "POST" else None, token=TOKEN))
+                response = wire.response(method)
+                assert (response.status, response.header(b"etag"), response.whole) == (304, b'"x"', True)
+    assert "unexpected error" not in caplog.text
 
 
 def test_two_proxies_that_point_at_each_other(server: Kind) -> None:

@@ -340,4 +340,7 @@ def _framing(request: Request) -> tuple[bytes, bytes]:
 
 def _declared_length(response: BackendResponse) -> Headers:
     length = response.content_length()
-    return [] if length is None or response.status == 204 else [(b"content-length", str(length).encode())]
+    # That of 304 is another response's (RFC 9110 section 15.4.5): some servers wait for so many bytes.
+    if length is None or response.status in (204, 304):
+        return []
+    return [(b"content-length", str(length).encode())]
