@@ -6,7 +6,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ import httpcore
 import pytest
 from raw_backend import CHUNKED, OK, RawBackend, Served, always, answers, fetch, in_turn, pause, until
 
+from teesign_asgi.errors import BackendError
 from teesign_asgi.framing import BrokenResponseError
-from teesign_asgi.upstream import AsyncRequestInterface, default_pool
+from teesign_asgi.upstream import AsyncRequestInterface, Backend, default_pool
 
 pytestmark = pytest.mark.anyio
 
@@ -143,6 +144,33 @@ async def test_a_reset_is_an_error(upstream: AsyncRequestInterface) -> None:
     for step in (Served.read, lambda served: served.answer(OK[:-1])):
         with RawBackend(in_turn(step, Served.reset)) as backend, pytest.raises(httpcore.ReadError):
             await fetch(upstream, backend.url())
+
+
+ENDED: list[tuple[str, bytes, Callable[[Served], None], str]] = [
+    ("closed without a byte", b"", Served.close, "closed"),
+    ("closed within the head", b"HTTP/1.1 200 OK\r\nConte", Served.close, "closed"),
+    ("closed within a length", OK[:-1], Served.close, "closed"),
+    ("closed within chunks", CHUNKED + b"5\r\nhello\r\n", Served.close, "closed"),
+    ("reset within the head", b"HTTP/1.1 200 OK\r\nConte", Served.reset, "reset"),
+    ("reset within the body", OK[:-1], Served.reset, "reset"),
+    ("no response", b"garbage\r\n\r\n", Served.close, "malformed"),
+    ("no chunks", CHUNKED + b"garbage\r\n", Served.close, "malformed"),
+]
+
+
+@pytest.mark.parametrize(("response", "end", "word"), [row[1:] for row in ENDED], ids=[row[0] for row in ENDED])
+async def test_a_response_that_does_not_come_whole_has_a_word_for_that(
+    kind: Kind, upstream: AsyncRequestInterface, response: bytes, end: Callable[[Served], None], word: str
+) -> None:
+    """A backend that dies is not one that talks nonsense; httpcore by itself does not tell."""
+    if kind == "httpcore on asyncio":
+        pytest.skip("it is for those who pass it in; the proxy does not use it")
+    script = in_turn(lambda served: served.answer(response), lambda _: time.sleep(0.05), end)
+    backend = Backend(upstream, silence=60, clock=time.monotonic)
+    with RawBackend(script) as raw, pytest.raises(BackendError) as caught:
+        async with backend.respond("GET", raw.url(), [], b"") as answer:
+            await answer.read(100)
+    assert caught.value.kind == word
 
 
 async def test_a_reset_within_the_head_is_told_apart(kind: Kind, upstream: AsyncRequestInterface) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from teesign.testing import ManualClock
 from teesign_asgi.errors import BackendError
+from teesign_asgi.framing import BrokenResponseError
 from teesign_asgi.pool import Pool
 from teesign_asgi.types import Headers
 from teesign_asgi.upstream import (
@@ -122,7 +123,8 @@ KINDS: list[tuple[Exception, str]] = [
     (httpcore.WriteTimeout(), "timeout"),
     (httpcore.ReadError(), "reset"),
     (httpcore.WriteError(), "reset"),
-    (httpcore.RemoteProtocolError("kanarienvogel"), "malformed"),
+    (httpcore.RemoteProtocolError("kanarienvogel"), "closed"),
+    (BrokenResponseError("kanarienvogel"), "malformed"),
     (httpcore.LocalProtocolError("kanarienvogel"), "malformed"),
     (httpcore.ProxyError("kanarienvogel"), "malformed"),
 ]
@@ -134,7 +136,7 @@ async def test_each_failure_before_the_response_has_its_kind(error: Exception, k
     assert await Call(Connection(error, fresh=True)).kind() == kind
 
 
-@pytest.mark.parametrize(("error", "kind"), KINDS[3:9])
+@pytest.mark.parametrize(("error", "kind"), KINDS[3:10])
 async def test_each_failure_within_the_response_has_its_kind(error: Exception, kind: str) -> None:
     """And the response is closed."""
     body = Body(b"beginning", error)

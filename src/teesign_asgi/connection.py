@@ -301,7 +301,7 @@ class Connection(asyncio.BufferedProtocol):
                 if error is None:
                     parser.end()
                 elif parser.begun and not parser.status:
-                    raise BrokenResponseError("The backend reset the connection within the head of its response.")
+                    raise BrokenResponseError("The backend reset the connection within its response's head.", "reset")
                 else:
                     raise httpcore.ReadError("The backend reset the connection.")
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as failure:

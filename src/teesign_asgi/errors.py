@@ -59,8 +59,9 @@ class BackendError(ProxyError):
     """The backend gave no usable response.
 
     Args:
-        kind: a short snake_case word for logs and metrics, one of a fixed set: "connect", "timeout", "reset",
-            "malformed". Never text from the backend, which may hold anything.
+        kind: a short snake_case word for logs and metrics, one of a fixed set. "connect": there was no connection;
+            "timeout": it was silent; "reset" and "closed": it ended before the response did; "malformed": what came is
+            no response. Never text from the backend, which may hold anything.
     """
 
     def __init__(self, kind: str) -> None:

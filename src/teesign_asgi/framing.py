@@ -21,7 +21,7 @@ Whatever the pieces are in which a response arrives, status, headers, body, comp
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 import httpcore
 import httptools
@@ -42,7 +42,19 @@ _VERSIONS: Final = ("1.0", "1.1")
 
 
 class BrokenResponseError(httpcore.RemoteProtocolError):
-    """What came is not a whole response. A connection that ends without a byte raises its base class instead."""
+    """What came is not a whole response. A connection that ends without a byte raises its base class instead.
+
+    Args:
+        message: what is wrong. Quotes nothing of it.
+        kind: whether it is no response, or the beginning of one, after which the connection was closed or reset.
+
+    Attributes:
+        kind: the same.
+    """
+
+    def __init__(self, message: str, kind: Literal["malformed", "closed", "reset"] = "malformed") -> None:
+        super().__init__(message)
+        self.kind: Final = kind
 
 
 class ResponseParser:
@@ -148,7 +160,7 @@ class ResponseParser:
         if not self.begun:
             raise httpcore.RemoteProtocolError("The backend ended the connection without a response.")
         if not self.complete and not self._ends_with_connection:
-            raise BrokenResponseError("The backend ended the connection within its response.")
+            raise BrokenResponseError("The backend ended the connection within its response.", "closed")
         self.complete = True
 
     def take(self) -> bytes:

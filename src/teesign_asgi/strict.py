@@ -61,14 +61,17 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._is_spoilt = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
-        """Read some bytes; raises `BrokenResponseError` if they do not continue a response, or end within its head."""
+        """Read some bytes; raises `BrokenResponseError` if they do not continue a response, or end before it does."""
         try:
             data = await self._stream.read(max_bytes, timeout)
         except httpcore.ReadError:
             if self._parser is not None and self._parser.begun and not self._parser.status:
-                raise BrokenResponseError("The backend reset the connection within the head of its response.") from None
+                message = "The backend reset the connection within its response's head."
+                raise BrokenResponseError(message, "reset") from None
             raise
-        if data and self._parser is not None:
+        if not data and self._parser is not None:
+            self._parser.end()
+        elif self._parser is not None:
             self._parser.feed(data)
             self._parser.take()
             if self._parser.complete:

@@ -320,6 +320,10 @@ def _came_to_nothing(error: Exception) -> bool:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, BrokenResponseError):
+        return error.kind
+    if isinstance(error, httpcore.RemoteProtocolError) and _came_to_nothing(error):
+        return "closed"
     for types, kind in _KINDS:
         if isinstance(error, types):
             return kind
