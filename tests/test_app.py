@@ -656,6 +656,36 @@ async def test_the_rate_limit_comes_before_the_method() -> None:
         assert (await client(app).ask("DELETE", CHAT, token=None)).status == status
 
 
+@pytest.mark.parametrize(
+    ("target", "backend"),
+    [
+        ("/v1/score?kanarienvogel", "http://backend:9000/base/v1/score"),
+        ("/v1/rerank", "http://[::1]/whole/url/"),
+        ("/any/path?kanarienvogel", "http://backend:9000/base"),
+    ],
+)
+async def test_the_log_says_which_backend_was_asked(
+    target: str, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its URL, as far as the operator chose that; it holds no query and no password."""
+    caplog.set_level(logging.INFO)
+    app = app_with(
+        backend_url="http://me:kanarienvogel@backend:9000/base",
+        rerank_url="http://[::1]/whole/url/?kanarienvogel",
+    )
+    await client(app, b"{}").ask("POST", target)
+    assert f" backend={backend} " in caplog.records[-1].getMessage()
+    assert CANARY not in caplog.text
+
+
+async def test_the_log_names_no_backend_that_was_not_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the request was refused, or is answered here."""
+    caplog.set_level(logging.INFO)
+    for path, body in ((CHAT, b"no JSON"), ("/v1/%2e%2e/x", b""), ("/version", b"")):
+        await client(app_with(), body).ask("POST", path)
+        assert " backend=" not in caplog.records[-1].getMessage()
+
+
 async def test_another_method_is_noted_under_the_endpoints_own_name(caplog: pytest.LogCaptureFixture) -> None:
     """In metrics as in the log, which holds no ids of signatures."""
     caplog.set_level(logging.INFO)
@@ -904,6 +934,7 @@ async def test_each_request_is_logged_with_what_may_be_known(caplog: pytest.LogC
         "status": 200,
         "received": 2,
         "sent": 14,
+        "backend": "http://backend:9000/base/v1/chat/completions",
         "backend_status": 200,
         "signed": True,
     }

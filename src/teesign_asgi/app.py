@@ -41,7 +41,7 @@ from .handlers import Handler, Handlers
 from .hosts import check_server
 from .http import Reply, Request
 from .metrics import EndpointMetrics, Metrics
-from .observe import describe_exception, log_event, loggable_path, start_logger
+from .observe import describe_exception, log_event, loggable_path, loggable_url, start_logger
 from .pool import Pool
 from .randomness import RandomSupply
 from .relay import Outcome, Relay
@@ -226,7 +226,7 @@ class App:
             version=__version__,
             ecdsa=self._pair.ecdsa.identity.address,
             ed25519=self._pair.ed25519.identity.address,
-            backend=settings.backend_url,
+            backend=loggable_url(self._backend_url),
         )
 
     async def aclose(self) -> None:
@@ -286,13 +286,15 @@ class App:
 
     def _prepare(self, endpoint: Endpoint) -> _Served:
         settings = self.settings
+        url = None if endpoint.handling is Handling.RELAY_ANYTHING else _backend_url(endpoint, settings)
         public = endpoint.handling is Handling.ATTESTATION and settings.public_attestation
         return _Served(
             endpoint,
             endpoint.label,
             auth=endpoint.auth and not public,
             limit=body_limit(endpoint, settings),
-            url=None if endpoint.handling is Handling.RELAY_ANYTHING else _backend_url(endpoint, settings),
+            url=url,
+            backend=loggable_url(url or self._backend_url),
             handler=self._handlers.get(endpoint.handling),
             metrics=self.metrics.endpoint(endpoint.label),
         )
@@ -376,6 +378,7 @@ class App:
             ms=round(duration * 1000, 1),
             received=request.body_size,
             sent=reply.body_size,
+            **({"backend": served.backend} if outcome.asked else {}),
             **outcome.fields(),
         )
 
@@ -398,6 +401,7 @@ class _Served:
         auth: whether a bearer token is needed.
         limit: how many bytes a request's body may have.
         url: where the backend has it; None where the request's own path decides.
+        backend: that URL in logs; the base's where the request's own path decides.
         handler: who answers; None for the relay.
         metrics: the endpoint's.
     """
@@ -408,6 +412,7 @@ class _Served:
     auth: bool
     limit: int
     url: httpcore.URL | None
+    backend: str
     handler: Handler | None
     metrics: EndpointMetrics
 

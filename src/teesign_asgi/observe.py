@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
+import httpcore
 import msgspec
 
 from teesign.documents import UNDECODABLE
@@ -77,6 +78,14 @@ def loggable_path(raw_path: bytes) -> str:
     """Return a path as it may stand in a log: ASCII without control characters, and not longer than 200 characters."""
     text = raw_path[:200].decode("latin-1")
     return "".join(char if "!" <= char <= "~" else f"%{ord(char):02X}" for char in text)[:200]
+
+
+def loggable_url(url: httpcore.URL) -> str:
+    """Return a backend's URL as it may stand in a log: without a query, and without a user's name and password."""
+    host = url.host.decode("latin-1")
+    shown = f"[{host}]" if ":" in host else host
+    port = "" if url.port is None else f":{url.port}"
+    return f"{url.scheme.decode()}://{shown}{port}{loggable_path(url.target.partition(b'?')[0])}"
 
 
 def describe_exception(error: BaseException) -> dict[str, str]:

@@ -71,6 +71,7 @@ class Outcome:
     """What is known of a request afterwards, for metrics and the log.
 
     Attributes:
+        asked: whether the backend was asked.
         backend_status: the backend's status code, or 0 if there was none.
         backend_error: what may be logged of the backend's error.
         signed: whether the response was signed.
@@ -79,6 +80,7 @@ class Outcome:
         stalled: within which part, request or response, the client stopped; "" if it did not.
     """
 
+    asked: bool = False
     backend_status: int = 0
     backend_error: dict[str, str] = field(default_factory=dict)
     signed: bool = False
@@ -157,6 +159,7 @@ class Relay:
 
         async def ask_backend(content: bytes | AsyncIterator[bytes]) -> None:
             async def work() -> None:
+                outcome.asked = True
                 async with self._backend.respond(request.method, url, headers, content) as response:
                     outcome.backend_status = response.status
                     # Nothing vouches for a request of which only a part has been seen.
