@@ -61,6 +61,12 @@ GONE: Message = {"type": "http.disconnect"}
         ({"path": "/apis", "root_path": "/api", "raw_path": b"/apis"}, "/apis", b"/apis", b"/apis"),
         ({"path": "/é/a", "root_path": "/é", "raw_path": b"/%C3%A9/a"}, "/a", b"/a", b"/%C3%A9/a"),
         ({"path": "/a", "root_path": ""}, "/a", b"/a", b"/a"),
+        # however the prefix is encoded
+        ({"path": "/é/a", "root_path": "/é", "raw_path": b"/%c3%a9/a"}, "/a", b"/a", b"/%c3%a9/a"),
+        ({"path": "/@:(+)/a", "root_path": "/@:(+)", "raw_path": b"/@:(+)/a"}, "/a", b"/a", b"/@:(+)/a"),
+        ({"path": "/@b/a", "root_path": "/@b", "raw_path": b"/%40%62/a"}, "/a", b"/a", b"/%40%62/a"),
+        ({"path": "/a/b/c", "root_path": "/a/b", "raw_path": b"/a%2Fb/c%2F"}, "/c", b"/c%2F", b"/a%2Fb/c%2F"),
+        ({"path": "/x/é/a", "root_path": "/é", "raw_path": b"/x/%C3%A9/a"}, "/x/é/a", b"/x/%C3%A9/a", b"/x/%C3%A9/a"),
     ],
 )
 def test_paths_are_read_below_the_mount_point(scope: dict[str, Any], path: str, raw_path: bytes, target: bytes) -> None:

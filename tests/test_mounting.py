@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
+from urllib.parse import quote
 
 import anyio.to_thread
 import fastapi
@@ -117,6 +118,21 @@ def test_streams(hosted: Stack) -> None:
     # The connection was kept; one that is closed at its next use leaves nothing in the pool.
     hosted.backend.play(ANSWER)
     assert client.post("/v1/chat/completions", b"{}").status == 200
+
+
+@pytest.mark.parametrize("written", ["/@a:(b)+é", "/@a:(b)+%c3%a9", "/%40a%3A%28b%29%2B%C3%A9"])
+def test_prefixes_that_can_be_written_in_several_ways(server: Kind, written: str) -> None:
+    """Whichever of them a client chooses, routes are those below, and administrative paths are not there."""
+    with Backend() as backend:
+        backend.play(ANSWER)
+        app = App(settings_for(backend.url), pair=fixed_pair())
+        host = Starlette(routes=[Mount("/@a:(b)+é", app=cast(Any, app))])
+        with serve(cast(ASGIApp, host), server) as port:
+            client, prefix = Client(port, TOKEN), quote(written, safe="/@:()+%")
+            assert client.get(f"{prefix}/version").json()["type"] == "proxy"
+            client.get(f"{prefix}/sleep").assert_error(404, "not_found")
+            assert client.get(f"{prefix}/v1/%73ome").status == 200
+            assert backend.call.target == b"/v1/%73ome"
 
 
 def test_paths_outside_are_the_hosts(server: Kind) -> None:

@@ -118,7 +118,7 @@ class Request:
         self.query: bytes = scope.get("query_string", b"")
         self.target = b"%b?%b" % (raw_path, self.query) if self.query else raw_path
         self.path = _below(root, scope["path"])
-        self.raw_path = _below(quote(root), raw_path.decode("latin-1")).encode("latin-1") if root else raw_path
+        self.raw_path = _raw_below(root, raw_path) if root else raw_path
         self.headers: Headers = list(scope["headers"])
         picked: dict[bytes, list[bytes]] = {}
         for name, value in self.headers:
@@ -345,7 +345,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], leave_out: frozenset[byte
 
 
 def decode_path_segment(raw: bytes) -> str:
-    """Return the text of one percent-encoded path segment; bytes that are not UTF-8 become U+FFFD."""
+    """Return the text of a percent-encoded path segment, or several; bytes that are not UTF-8 become U+FFFD."""
     return unquote(raw.decode("latin-1"), errors="replace")
 
 
@@ -356,6 +356,17 @@ def _below(root: str, path: str) -> str:
     """
     rest = path.removeprefix(root)
     return rest if root and rest.startswith("/") else path
+
+
+def _raw_below(root: str, raw_path: bytes) -> bytes:
+    """Return a path as it came without the prefix, however that is encoded: what must be equal is what it means."""
+    longest = 3 * len(root.encode(errors="replace"))  # with every byte encoded
+    end = raw_path.find(b"/", 1)
+    while 0 < end <= longest:
+        if decode_path_segment(raw_path[:end]) == root:
+            return raw_path[end:]
+        end = raw_path.find(b"/", end + 1)
+    return raw_path
 
 
 def _client_ip(scope: Scope, forwarded: Iterable[bytes], trusted_hops: int) -> str:
