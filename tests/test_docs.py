@@ -189,8 +189,8 @@ def test_the_operators_page_names_every_metric() -> None:
 def test_the_operators_page_names_every_field_of_a_request() -> None:
     """In their order, and with all that a backend's error can add."""
     error = backend_error_fields(b'{"message": "bad", "type": "t"}')
-    outcome = Outcome(200, error, signed=True, broken="reset", client_gone=True, stalled="request")
-    first = ["request_id", "method", "path", "status", "ms", "received", "sent"]
+    outcome = Outcome(True, 200, error, signed=True, broken="reset", client_gone=True, stalled="request")
+    first = ["request_id", "method", "path", "status", "ms", "received", "sent", "backend"]
     assert sorted(named(OPERATING, "| Field | What it is |")) == sorted([*first, *outcome.fields()])
 
 
