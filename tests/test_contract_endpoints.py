@@ -344,8 +344,10 @@ def test_a_body_where_none_belongs_is_not_waited_for(proxy: Stack, row: Row, fra
     """Without a token nobody holds a connection to the backend by a body that does not end; it gets none of it."""
     with proxy.client.as_anyone().open(row.method, row.path, [FRAMINGS[framing]], b"1\r\nx\r\n") as conversation:
         assert conversation.answer().status == 200
-    assert proxy.backend.call.body == b""
-    assert not {b"content-length", b"transfer-encoding"} & proxy.backend.call.header_names
+    # An upload that was cut off before may come late.
+    (call,) = [call for call in proxy.backend.calls if call.method == row.method]
+    assert call.body == b""
+    assert not {b"content-length", b"transfer-encoding"} & call.header_names
 
 
 # --- methods

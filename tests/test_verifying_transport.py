@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -768,9 +769,10 @@ BINDING = trust(Policy(require_tls_key=True))
 
 
 @pytest.fixture(scope="module")
-def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronts]:
+def fronts(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[Fronts]:
     """A server that binds its TLS key into reports."""
     directory = tmp_path_factory.mktemp("tls")
+    (directory / "own.pem").write_bytes(certificate.read_bytes())  # until the one in front has a key of its own
     with (
         genuine_stack(tls_cert_path=directory / "own.pem") as running,
         tls_front(running.client.port, directory, "own") as own,

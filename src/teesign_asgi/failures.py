@@ -39,7 +39,7 @@ async def answer_failure(error: Exception, request: Request, reply: Reply, outco
         case ClientDisconnectedError():
             outcome.client_gone = True
             # Granian calls it that too if the body's framing is broken, and would answer 500 in our place.
-            answer = None if request.body_taken or request.body_left else bad_request("The request body broke off")
+            answer = None if request.body_taken else bad_request("The request body broke off")
         case ClientStalledError():
             outcome.stalled = error.part
             answer = request_timeout()
