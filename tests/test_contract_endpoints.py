@@ -580,6 +580,18 @@ def test_response_headers_on_the_catch_all(proxy: Stack) -> None:
     assert answered.header("x-signature-id") != "sig-forged"
 
 
+@pytest.mark.parametrize("body", [b'{"a":1}', b'{"id":"own"}'], ids=["without an id", "with an id"])
+def test_headers_about_the_very_bytes(proxy: Stack, body: bytes) -> None:
+    """They come back with those bytes, and not with a document that an id was inserted into."""
+    names = ("content-digest", "repr-digest", "digest", "content-md5", "etag")
+    lines = [b"%b: x" % name.title().encode() for name in names]
+    proxy.backend.play(answer(200, body, b"content-type: application/json", b"x-custom: kept", *lines))
+    answered = proxy.client.get("/v1/other")
+    assert [name for name in names if answered.header(name)] == ([] if answered.body != body else list(names))
+    assert (answered.body == body) is (b'"id"' in body)
+    assert answered.header("x-custom") == "kept"
+
+
 # --- JSON bodies
 
 EMPTY_TOOL_CALLS = [

@@ -415,6 +415,24 @@ def test_the_declared_length_holds_where_no_byte_is_added_or_dropped(
     assert exchange.keeps_length is keeps
 
 
+@pytest.mark.parametrize(
+    ("content_type", "status", "body", "inserted"),
+    [
+        pytest.param(JSON, 200, b'{"x":1}', True, id="without an id"),
+        pytest.param(JSON, 200, b'{"id":1}', False, id="with one"),
+        pytest.param(JSON, 200, b"[1]", False, id="no object"),
+        pytest.param(JSON, 404, b'{"x":1}', False, id="an error"),
+        pytest.param(EVENTS, 200, EVENT, False, id="event stream"),
+    ],
+)
+def test_it_says_whether_it_has_inserted_an_id(content_type: str, status: int, body: bytes, *, inserted: bool) -> None:
+    """What is known of the backend's bytes, such as their digest, does not hold then."""
+    exchange = new_exchange()
+    exchange.start_response(status, content_type)
+    out = exchange.receive_response(body) + exchange.end_response()
+    assert exchange.id_inserted is (out != body) is inserted
+
+
 def test_the_repr_shows_nothing_of_the_exchange() -> None:
     """It may be logged at any moment: its random id and its state, none of its bytes."""
     exchange = new_exchange()

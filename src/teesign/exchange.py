@@ -87,6 +87,8 @@ class Exchange:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
         keeps_length: whether the body is delivered in the length that the backend declared for it. Known from the head
             on, or from the first byte handed out where the body is collected.
+        id_inserted: whether an id was spliced into the body, so that the digests and entity tags that the backend gives
+            for it hold no more. Known with the first byte handed out.
         signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed.
     """
 
@@ -107,6 +109,7 @@ class Exchange:
         "_state",
         "_target",
         "_text_version",
+        "id_inserted",
         "keeps_length",
         "signature_id",
         "signed",
@@ -142,6 +145,7 @@ class Exchange:
         self._scanner: EventStreamScanner | None = None
         self.signature_id: Final = f"sig-{random(16).hex()}"
         self.keeps_length = False
+        self.id_inserted = False
         self.signed: SignedExchange | None = None
 
     def __repr__(self) -> str:
@@ -323,6 +327,7 @@ class Exchange:
         opening = document.index(b"{") + 1
         separator = b"" if _CLOSING.match(document, opening) else b","
         member = f'"id":"{chat_id}"'.encode() + separator
+        self.id_inserted = True
         return document[:opening] + member + document[opening:], chat_id
 
     def _sign(self, chat_id: str | None) -> None:

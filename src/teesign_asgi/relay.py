@@ -56,6 +56,9 @@ _NEVER_RETURNED: Final = frozenset(
 )
 """Headers of the backend that never reach a client. Date and Server come from the server in front of this app."""
 
+_OF_THE_BYTES: Final = frozenset((b"content-digest", b"content-md5", b"digest", b"etag", b"repr-digest"))
+"""Headers that are about the very bytes of a body, and do not hold for one with an id inserted."""
+
 _OWN_KIND: Final = re.compile(rb"1\.1 teesign-[0-9a-f]{16}")
 """An entry in Via of a proxy like this one; see `App`."""
 
@@ -272,6 +275,8 @@ class Relay:
             await reply.start(response.status, headers + _declared_length(response))
             await reply.body(b"", more=False)
         else:
+            if exchange.id_inserted:
+                headers = [(name, value) for name, value in headers if name not in _OF_THE_BYTES]
             await reply.whole(response.status, headers, out)
 
 
