@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -846,7 +847,7 @@ async def test_a_certificate_that_cannot_be_read_fails_the_report(
 ) -> None:
     """Of a client that asked for the binding; with the cause in the log. It was there when the app was built."""
     path = tmp_path / "cert.pem"
-    path.write_bytes(certificate.read_bytes())
+    shutil.copy(certificate, path)
     app = app_with(tls_cert_path=path)
     path.unlink()
     asked = await client(app).ask("GET", "/v1/attestation/report?include_tls_fingerprint=1")
