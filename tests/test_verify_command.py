@@ -285,7 +285,7 @@ def test_a_server_that_has_no_report_cannot_be_verified(status: int, body: bytes
 def test_a_server_that_says_nothing_is_given_up() -> None:
     """After the time that it was given."""
     with Backend() as server:
-        server.play(lambda call: call.wait_until_gone())
+        server.play(lambda call: call.connection.gone.wait(5) and None)
         result = run(server.url, "--timeout", "0.2")
     assert result.exit_code == 3
     assert "(timeout)" in result.output

@@ -87,11 +87,12 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
         FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
+    deadline = time.monotonic() + limit
     outcome: SimpleQueue[Answer | BaseException] = SimpleQueue()
 
     def work() -> None:
         try:
-            outcome.put(_ask(send, family, question, limit))
+            outcome.put(_ask(send, family, question, limit, deadline))
         except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
             outcome.put(error)
 
@@ -129,8 +130,7 @@ def _may_ask_again(question: Question, error: FetchError) -> bool:
     return error.code == "unreachable" and question.body is None
 
 
-def _ask(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float) -> Answer:
-    deadline = time.monotonic() + limit
+def _ask(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float, deadline: float) -> Answer:
     try:
         return _ask_once(send, family, question, limit, deadline)
     except FetchError as error:
