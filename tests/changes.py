@@ -185,6 +185,7 @@ CHANGES: tuple[Row, ...] = (
     Row("no-signature", "signature_missing", at(SIGNATURE, lost)),
     Row("no-signature-of-a-stream", "signature_missing", at(SIGNATURE, lost), streamed=True),
     Row("signature-id", "signature_missing", at(CHAT, with_header("x-signature-id", "sig-another"))),
+    Row("signature-id-too-long", "signature_missing", at(CHAT, with_header("x-signature-id", "a" * 66_000))),
     Row("nonce", "nonce_mismatch", reported("request_nonce", flip_hex)),
     Row("attested-address", "public_key_mismatch", reported("signing_address", flip_hex)),
     Row("attested-key", "public_key_mismatch", reported("signing_public_key", flip_hex)),

@@ -83,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.collateral",
         "client.flow",
         "errors",
+        "identifiers",
         "signing",
         "verify.policy",
         "verify.report",

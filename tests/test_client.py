@@ -146,6 +146,16 @@ def test_an_unknown_signature_is_a_failed_check(genuine: Stack) -> None:
     assert error.code == "signature_missing"
 
 
+@pytest.mark.parametrize(
+    ("length", "code"), [(256, "bad_status"), (257, "signature_missing"), (66_000, "signature_missing")]
+)
+def test_an_id_that_no_server_stores_is_a_failed_check(server: Backend, length: int, code: str) -> None:
+    """Whatever it is, it would only make an address that cannot be sent."""
+    server.play(answer(500, b""))
+    assert failure(fetch_signature(url_of(server), "a" * length)).code == code
+    assert bool(server.calls) == (code == "bad_status")
+
+
 def test_a_model_is_named_where_servers_want_that(server: Backend) -> None:
     """Some servers of this family host many models, and ask for the name in the query."""
     server.play(json_answer(b"{}"))

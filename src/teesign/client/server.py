@@ -10,6 +10,7 @@ import msgspec
 
 from ..attestation import NONCE_LENGTH
 from ..errors import VerificationError
+from ..identifiers import MAX_STORED_ID
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
 from ..verify.report import TrustedRoots, VerifiedReport, verify_report
@@ -121,9 +122,12 @@ def fetch_signature(server: Server, signature_id: str) -> Flow[bytes]:
         signature_id: the answer's `X-Signature-Id`, or its own `id`.
 
     Raises:
-        VerificationError: `signature_missing` if the server has none under this id.
+        VerificationError: `signature_missing` if the server has none under this id, or the id has more than 256
+            characters: servers store none under such.
         FetchError: `bad_status` if it answers with anything else but a signature.
     """
+    if len(signature_id) > MAX_STORED_ID:
+        raise VerificationError("The answer's id is longer than any that has a signature.", code="signature_missing")
     question = server.question(_SIGNATURE, f"/v1/signature/{quote(signature_id, safe='')}")
     answer = yield question
     if answer.status == 404:
