@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +19,10 @@ from typing import Any
 import pytest
 from authorities import ROOTS
 from backend import Backend, Call, answer, json_answer
+from changes import CHAT, at
 from click.testing import CliRunner, Result
 from far_end import COLLATERAL, GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs
+from mitm import middle_man
 from servers import SECOND_TOKEN, TOKEN, Stack, free_port, serve, settings_for, stack
 from test_cli import run_without
 
@@ -226,6 +230,18 @@ def test_a_changed_answer_is_found(tampering: int, collateral: Path, tmp_path: P
     assert not kept.exists()
 
 
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("length", [257, 1_000_000])
+def test_an_endless_id_is_the_servers_fault(genuine: Stack, collateral: Path, length: int) -> None:
+    """Not that of the command or its files; the library would find no URL in it."""
+    with middle_man(genuine.client.port) as middle:
+        body = json.dumps({"id": "a" * length}).encode()
+        middle.on_response = at(CHAT, lambda message: replace(message, headers={}, body=body))
+        result = run(middle.url, "--collateral", collateral)
+    assert result.exit_code == 1
+    assert "(signature_missing)" in result.output
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -282,10 +298,15 @@ def test_a_server_that_has_no_report_cannot_be_verified(status: int, body: bytes
     assert f"({code})" in result.output
 
 
+def says_nothing(call: Call) -> None:
+    """Wait; who gives up may leave the connection to end by itself."""
+    call.connection.gone.wait(5)
+
+
 def test_a_server_that_says_nothing_is_given_up() -> None:
     """After the time that it was given."""
     with Backend() as server:
-        server.play(lambda call: call.connection.gone.wait(5) and None)
+        server.play(says_nothing)
         result = run(server.url, "--timeout", "0.2")
     assert result.exit_code == 3
     assert "(timeout)" in result.output
@@ -345,6 +366,69 @@ def test_whoever_interrupts_has_not_seen_a_check_fail(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(command, "run", interrupt)
     assert run("http://localhost").exit_code == 130
+
+
+def test_what_is_unexpected_is_no_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has an exit code of its own, and shows where it happened."""
+
+    def stumble(*_: object) -> None:
+        raise RuntimeError("kanarienvogel")
+
+    monkeypatch.setattr(command, "run", stumble)
+    result = run("http://localhost")
+    assert result.exit_code == 4
+    assert "kanarienvogel" in result.stderr
+
+
+@pytest.fixture
+def offline(development: Stack, unsafe: Path, tmp_path: Path) -> list[str]:
+    """A command that verifies evidence, as a process."""
+    kept = tmp_path / "bundle.json"
+    assert run(url_of(development), "--policy", unsafe, "--bundle", kept).exit_code == 0
+    return [sys.executable, "-m", "teesign_asgi", "verify", "--offline", str(kept), "--policy", str(unsafe)]
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8", "✓"), ("latin-1", "+"), ("ascii", "+")])
+def test_an_output_without_the_marks_gets_plain_ones(offline: list[str], encoding: str, mark: str) -> None:
+    """What verifies does so on every terminal, and looks other than what does not."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run(offline, env=environment, capture_output=True, check=True)
+    assert f"{mark}  1 report" in result.stdout.decode(encoding)
+
+
+def test_a_letter_that_an_output_does_not_have_is_replaced(tmp_path: Path) -> None:
+    """A name must not keep a verdict from being shown."""
+    file = write(tmp_path / "Ελένη.json", "{}")
+    command = [sys.executable, "-m", "teesign_asgi", "verify", "--offline", str(file)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (1, b"")
+    assert b"?????.json" in result.stdout
+    assert b"\nx  " in result.stdout
+
+
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_verdict_that_cannot_be_written_has_an_exit_code_of_its_own(
+    offline: list[str],
+    both: bool,  # noqa: FBT001 - a column
+    json_: tuple[str, ...],
+) -> None:
+    """Whoever reads the code alone must not take a full disk for evidence that does not verify, or that does."""
+    with Path("/dev/full").open("wb") as full:
+        errors = subprocess.STDOUT if both else subprocess.PIPE
+        result = subprocess.run([*offline, *json_], stdout=full, stderr=errors, check=False)
+    assert result.returncode == 4
+    assert both or result.stderr == b"Error: The verdict cannot be written: No space left on device.\n"
+
+
+def test_a_reader_who_leaves_learns_nothing_from_the_exit_code(offline: list[str]) -> None:
+    """As `head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(offline, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert result.returncode == 4
 
 
 def test_evidence_that_cannot_be_kept_is_said(development: Stack, unsafe: Path, tmp_path: Path) -> None:

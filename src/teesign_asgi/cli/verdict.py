@@ -7,6 +7,7 @@ says no.
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ __all__ = ["Verdict"]
 _STEPS: Final = (*STEPS, *ANSWER_STEPS)
 _INDENT: Final = " " * 22
 _WIDTH: Final = 110
+_MARKS: Final = {"passed": "✓", "skipped": "-", "failed": "✗", "not reached": "-"}
+_PLAIN_MARKS: Final = _MARKS | {"passed": "+", "failed": "x"}
 _COLOURS: Final = {"passed": "green", "skipped": "yellow", "failed": "red", "not reached": "yellow"}
 _SIMULATED: Final = """\
 THIS PROVES NOTHING ABOUT ANY MACHINE. The report is simulated: no hardware stands behind it, only the word of whoever
@@ -44,6 +47,7 @@ class Verdict:
 
     def __init__(self, subject: str, *, as_json: bool) -> None:
         self._as_json: Final = as_json
+        self._marks: Final = _MARKS if _can_write("".join(_MARKS.values())) else _PLAIN_MARKS
         self._found: Final[dict[str, Any]] = {"verified": False, "subject": subject, "error": None}
         self._steps: Final[list[dict[str, Any]]] = []
         self._say(f"Verifying {_plain(subject)}\n")
@@ -52,7 +56,7 @@ class Verdict:
         """Note a step that has passed, or that the policy let pass without its check."""
         state = "skipped" if step.skipped else "passed"
         self._note(step.number, step.name, step.establishes, state, value=step.value)
-        self._line("-" if step.skipped else "✓", _COLOURS[state], str(step.number), step.name, step.value)
+        self._line(state, str(step.number), step.name, step.value)
 
     def failed(self, error: TeesignError) -> None:
         """Note what ended the verification: a step that failed, or something that could not be had."""
@@ -64,8 +68,7 @@ class Verdict:
         at_a_step = bool(remaining) and remaining[0].name == name
         why = f": {error.__cause__}" if error.code == "unreachable" else ""
         self._line(
-            "✗",
-            _COLOURS["failed"],
+            "failed",
             str(len(self._steps) + 1) if at_a_step else "",
             name,
             f"{error} ({error.code}{why})",
@@ -76,7 +79,7 @@ class Verdict:
             reached = at_a_step and step.name == name
             self._note(place, step.name, step.establishes, "failed" if reached else "not reached")
             if not reached:
-                self._line("-", _COLOURS["not reached"], str(place), step.name, "not reached")
+                self._line("not reached", str(place), step.name, "not reached")
         self._say("\nNot verified.", fg="red", bold=True)
 
     def verified(self, result: VerifiedBundle, not_established: Sequence[str], verified_at: int) -> None:
@@ -131,12 +134,21 @@ class Verdict:
     def _note(self, number: int, name: str, establishes: str, state: str, **more: str) -> None:
         self._steps.append({"number": number, "name": name, "establishes": establishes, "state": state, **more})
 
-    def _line(self, mark: str, colour: str, number: str, name: str, value: str) -> None:
-        self._say(f"{click.style(mark, fg=colour)} {number:>2} {name:17} {_plain(value)}")
+    def _line(self, state: str, number: str, name: str, value: str) -> None:
+        self._say(f"{click.style(self._marks[state], fg=_COLOURS[state])} {number:>2} {name:17} {_plain(value)}")
 
     def _say(self, text: str, **style: Any) -> None:
         if not self._as_json:
             click.secho(text, **style)
+
+
+def _can_write(text: str) -> bool:
+    """Tell whether the standard output has these letters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _given(members: Mapping[str, Any]) -> dict[str, Any]:

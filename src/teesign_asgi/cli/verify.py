@@ -1,15 +1,19 @@
 """`teesign verify`: a server at the far end, or a bundle that was kept of one, verified step by step.
 
 Exit codes: 0 if all was verified, 1 if a check failed, 2 if the command or its files are wrong, or the server refuses
-the token, 3 if something could not be fetched. A file needs the extra `verify`, a server `client`.
+the token, 3 if something could not be fetched, 4 if something unexpected happened or the verdict could not be written,
+and 130 if the command was interrupted. A file needs the extra `verify`, a server `client`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +33,7 @@ from .verdict import Verdict
 
 __all__ = ["verify"]
 
-_FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
+_FAILED, _USAGE, _UNREACHABLE, _UNEXPECTED, _INTERRUPTED = 1, 2, 3, 4, 130
 _PROMPT: Final = "Say hello in one short sentence."
 _TOKEN: Final = "TOKEN"  # noqa: S105 - the name of the variable
 _LIVE_ONLY: Final = ("token_file", "model", "prompt", "collateral", "pccs", "algorithm", "timeout", "bundle")
@@ -42,7 +46,39 @@ def _file(name: str, parameter: str, metavar: str, help_text: str) -> Callable[[
     return click.option(name, parameter, metavar=metavar, type=kind, help=help_text)
 
 
-@click.command(short_help="Verify the answers of a server, or the evidence that was kept of one.")
+class _Command(click.Command):
+    """A command whose exit codes say no more than they should: what is unexpected exits with 1 otherwise."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name in letters that the terminal does not have must not keep anything from being shown.
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except OSError as error:
+            # Servers and files have exceptions of their own by now: this is the output.
+            with contextlib.suppress(OSError):
+                click.echo(f"Error: The verdict cannot be written: {error.strerror}.", err=True)
+            _write_nothing_more()
+            sys.exit(_UNEXPECTED)
+        except Exception:  # noqa: BLE001 - it is shown
+            traceback.print_exc()
+            sys.exit(_UNEXPECTED)
+
+
+def _write_nothing_more() -> None:
+    """Send to nowhere what waits to be written: the interpreter tries again at its end, and then has its own code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            os.dup2(nowhere, stream.fileno())
+
+
+@click.command(cls=_Command, short_help="Verify the answers of a server, or the evidence that was kept of one.")
 @click.argument("url", required=False)
 @_file("--offline", "offline", "BUNDLE", "Verify again what --bundle has kept, from this file alone.")
 @_file("--token-file", "token_file", "FILE", f"File with the bearer token; by default it is taken from {_TOKEN}.")
@@ -66,7 +102,8 @@ def verify(context: click.Context, /, url: str | None, offline: Path | None, *, 
     """Verify the server at URL: attest it, ask its model something, and check that the attested key signed the answer.
 
     With --offline, do so again from a file. Exits with 0 if all was verified, 1 if a check failed, 2 if something is
-    wrong with the command, its files or the token, and 3 if something could not be fetched.
+    wrong with the command, its files or the token, 3 if something could not be fetched, and 4 if something unexpected
+    happened or the verdict could not be written.
     """
     if (url is None) == (offline is None):
         raise click.UsageError("Give either the URL of a server or --offline with a file.")
@@ -99,9 +136,6 @@ def _conclude(verdict: Verdict, work: Callable[[], None]) -> NoReturn:
     except TeesignError as error:
         verdict.failed(error)
         code = _exit_code(error)
-    except KeyboardInterrupt:
-        # Not click's 1, which says that a check failed.
-        sys.exit(_INTERRUPTED)
     verdict.end()
     sys.exit(code)
 
