@@ -403,6 +403,14 @@ def test_each_refusal_names_its_problem(refused: Callable[[], object], code: str
     assert (caught.value.code, str(caught.value)) == (code, message)
 
 
+@pytest.mark.parametrize("prefix", ["0x", "0X", ""])
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_an_address_verifies_however_it_is_written(prefix: str, case: Callable[[str], str]) -> None:
+    """As identities match it, and as Ed25519 takes its own."""
+    address = prefix + case(CHAT.signing_address_ecdsa.removeprefix("0x"))
+    assert verify_ecdsa(TEXT, CHAT.signature_ecdsa, address) == CHAT.signing_address_ecdsa
+
+
 def test_no_bit_of_an_ecdsa_signature_can_be_changed() -> None:
     """Every one-bit change is refused, or recovers to somebody else."""
     raw = bytes.fromhex(CHAT.signature_ecdsa[2:])

@@ -281,7 +281,7 @@ def verify_ecdsa(text: str, signature: str, address: str) -> str:
     Args:
         text: the signed text.
         signature: as for `recover_ecdsa_address`.
-        address: the Ethereum address; case does not matter.
+        address: the Ethereum address; neither case nor a leading `0x` matters.
 
     Returns:
         The address in its EIP-55 form.
@@ -291,7 +291,7 @@ def verify_ecdsa(text: str, signature: str, address: str) -> str:
         VerificationError: `ecdsa_unrecoverable` or `ecdsa_mismatch` if it is not this address's over this text.
     """
     recovered = recover_ecdsa_address(text, signature)
-    if recovered.lower() != address.lower():
+    if recovered.lower().removeprefix("0x") != address.lower().removeprefix("0x"):
         raise VerificationError(
             f"The ECDSA signature was made by {recovered}, not by the address beside it.", code="ecdsa_mismatch"
         )

@@ -110,8 +110,7 @@ def _check_signatures(evidence: _Evidence) -> str:
     text, pairs = evidence.signature.text, _pairs(evidence.signature)
     for kind, value, stated in pairs:
         if kind == "ecdsa":
-            # The 0x that addresses of this kind start with is a matter of taste to some servers.
-            verify_ecdsa(text, value, f"0x{_plain(stated)}")
+            verify_ecdsa(text, value, stated)
         else:
             verify_ed25519(text, value, stated)
     return " and ".join(sorted({kind for kind, _, _ in pairs}))
