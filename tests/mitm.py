@@ -18,7 +18,7 @@ from socketserver import BaseServer, StreamRequestHandler, ThreadingTCPServer
 from authorities import Authority
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-__all__ = ["Change", "Message", "MiddleMan", "middle_man", "tls_front"]
+__all__ = ["Change", "ConnectProxy", "Message", "MiddleMan", "connect_proxy", "middle_man", "tls_front"]
 
 
 @dataclass(frozen=True)
@@ -191,3 +191,44 @@ def tls_front(port: int, directory: Path, name: str) -> Iterator[int]:
     server = _TlsFront(port, context)
     with running(server):
         yield server.server_address[1]
+
+
+class ConnectProxy(ThreadingTCPServer):
+    """Takes CONNECT, and makes a tunnel to a port of its own choice.
+
+    Attributes:
+        port: where the next tunnels end.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        super().__init__(("127.0.0.1", 0), _ConnectHandler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _ConnectHandler(StreamRequestHandler):
+    server: ConnectProxy
+
+    def handle(self) -> None:
+        """Read the head, and pass bytes both ways."""
+        while self.rfile.readline().strip():
+            pass
+        with socket.create_connection(("127.0.0.1", self.server.port)) as inside:
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=_pump, args=(inside, self.request), daemon=True).start()
+            _pump(self.request, inside)
+
+
+@contextmanager
+def connect_proxy(port: int) -> Iterator[ConnectProxy]:
+    """Run a proxy whose tunnels end at a port until the block is left."""
+    server = ConnectProxy(port)
+    with running(server):
+        yield server

@@ -22,7 +22,7 @@ import pytest
 from authorities import INTEL, NVIDIA
 from backend import Backend, Call, Script, answer, chunked, event_stream, head, json_answer
 from far_end import GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs, trust
-from mitm import Message, MiddleMan, middle_man, tls_front
+from mitm import Message, MiddleMan, connect_proxy, middle_man, tls_front
 from servers import TOKEN, Stack, serve, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -808,6 +808,24 @@ def test_no_prompt_goes_to_another_tls_key(fronts: Fronts) -> None:
             ask.post(fronts.url(), json={})
     assert caught.value.code == "tls_key_mismatch"
     assert fronts.backend.call.target == CHAT.encode()
+
+
+@pytest.mark.parametrize("name", [None, "example.org"])
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_no_prompt_goes_through_a_tunnel_to_another_tls_key(fronts: Fronts, family: Any, name: str | None) -> None:
+    """Nor where a program names the server in another way to TLS: not every release of the libraries does so then."""
+    fronts.backend.play(json_answer(WHOLE))
+    extensions = {} if name is None else {"sni_hostname": name}
+    with connect_proxy(fronts.port) as proxy:
+        every_time_anew = family.Limits(max_keepalive_connections=0)
+        inner = family.HTTPTransport(proxy=proxy.url, verify=False, limits=every_time_anew)
+        with client(family, trust=BINDING, inner=inner) as ask:
+            ask.post(fronts.url(), json={}, extensions=extensions)
+            proxy.port = fronts.other
+            with pytest.raises(VerificationError) as caught:
+                ask.post(fronts.url(), json={}, extensions=extensions)
+    assert caught.value.code == "tls_key_mismatch"
+    assert len(fronts.backend.calls) == 1
 
 
 def test_a_round_trip_sends_no_prompt_to_another_tls_key(fronts: Fronts) -> None:

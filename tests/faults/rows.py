@@ -481,4 +481,12 @@ ROWS: dict[str, Row] = {
         ),
         FAR_END,
     ),
+    "another's connection": Row(
+        "a connection ends elsewhere than in the attested machine, also through a tunnel and under another name",
+        (
+            "test_verifying_transport.py::test_no_prompt_goes_to_another_tls_key",
+            "test_verifying_transport.py::test_no_prompt_goes_through_a_tunnel_to_another_tls_key",
+        ),
+        FAR_END,
+    ),
 }

@@ -45,7 +45,8 @@ class KeyCheck:
     """
 
     def __init__(self, request: Any, expected: bytes) -> None:
-        self._host: Final = request.extensions.get("sni_hostname") or request.url.raw_host.decode("ascii")
+        # Through a tunnel httpcore 1 names the server as the URL does, whatever the request says.
+        self._hosts: Final = (request.url.raw_host.decode("ascii"), request.extensions.get("sni_hostname"))
         self._then: Final[Callable[[str, Mapping[str, Any]], Any] | None] = request.extensions.get("trace")
         self._expected: Final = expected
         self._connecting_to = ""
@@ -77,7 +78,7 @@ class KeyCheck:
         """Return the stream of a new TLS connection to the server that ends at another key; None for all else."""
         if event.endswith(".start_tls.started"):
             self._connecting_to = info["server_hostname"]  # the server, or an HTTPS proxy on the way to it
-        elif event.endswith(".start_tls.complete") and self._connecting_to == self._host:
+        elif event.endswith(".start_tls.complete") and self._connecting_to in self._hosts:
             stream = info["return_value"]
             return None if _key_of(stream) == self._expected else stream
         return None
