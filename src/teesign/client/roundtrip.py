@@ -17,6 +17,7 @@ from .server import Attestation, Server, Trust, attest, fetch_signature
 __all__ = ["bundle_of", "round_trip"]
 
 _MAX_TOKENS = 64
+_WORD_LENGTH = 16
 
 
 def bundle_of(attestation: Attestation, request: bytes, response: bytes, signature: bytes) -> EvidenceBundle:
@@ -57,10 +58,12 @@ def round_trip(
 ) -> Flow[EvidenceBundle]:
     """Attest a server, ask its model something, and verify the answer; nothing is asked of a server that fails.
 
+    The answer is a new one: a random word is asked with, which no older request has.
+
     Args:
         server: whom to ask. The model is its `model`, or else the one that its report names.
         trust: what to check it against.
-        prompt: what to ask.
+        prompt: what to ask; the random word is put behind it.
         random: returns that many unpredictable bytes.
         clock: seconds since 1970, UTC.
         passed: called after each step that has passed, of `verify_report` and then of `verify_answer`.
@@ -73,7 +76,7 @@ def round_trip(
     """
     attestation = yield from attest(server, trust, random=random, clock=clock, passed=passed)
     verified = attestation.verified
-    request = _chat(server.model or _named_model(attestation), prompt)
+    request = _chat(server.model or _named_model(attestation), f"{prompt} ({random(_WORD_LENGTH).hex()})")
     url = f"{server.url.rstrip('/')}/v1/chat/completions"
     question = Question("an answer", url, server.authorization, request, attestation.spki_sha256)
     answer = question.expect((yield question))

@@ -14,10 +14,13 @@ from ..signing import SigningAlgorithm, verify_ecdsa, verify_ed25519
 from .exchange import compare_digests, parse_signed_text
 from .steps import Passed, Step, run_steps
 
-__all__ = ["ANSWER_STEPS", "VerifiedAnswer", "verify_answer", "verify_answer_digests"]
+__all__ = ["ANSWER_STEPS", "WHEN_ANSWERED", "VerifiedAnswer", "verify_answer", "verify_answer_digests"]
+
+WHEN_ANSWERED: Final = "when the answer was given: an older one to the same request is signed as well"
+"""What is not established, unless whoever asks has just put something random into the request."""
 
 _NEVER_ESTABLISHED: Final = (
-    "when the answer was given: an older one to the same request is signed as well",
+    WHEN_ANSWERED,
     "what is outside of the bodies: to which path the request went, and the answer's status and headers",
 )
 _NO_MODEL: Final = "which model answered: the signed text names none"

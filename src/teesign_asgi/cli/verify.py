@@ -25,6 +25,7 @@ from click.core import ParameterSource
 
 from teesign.client import INTEL_PCS, Answer, Question, Server, Trust, ask_with, parse_collateral, round_trip, run
 from teesign.errors import FetchError, TeesignError, UsageError, VerificationError
+from teesign.verify.answer import WHEN_ANSWERED
 from teesign.verify.bundle import decode_bundle, encode_bundle, verify_bundle
 from teesign.verify.policy import Policy, parse_policy
 
@@ -83,7 +84,7 @@ def _write_nothing_more() -> None:
 @_file("--offline", "offline", "BUNDLE", "Verify again what --bundle has kept, from this file alone.")
 @_file("--token-file", "token_file", "FILE", f"File with the bearer token; by default it is taken from {_TOKEN}.")
 @click.option("--model", metavar="NAME", help="Model to ask; the one that the report names by default.")
-@click.option("--prompt", metavar="TEXT", default=_PROMPT, show_default=True, help="What to ask it.")
+@click.option("--prompt", metavar="TEXT", default=_PROMPT, show_default=True, help="What to ask, before a random word.")
 @_file("--policy", "policy", "FILE", "What to accept, as JSON; by default any software on an up-to-date machine.")
 @_file("--collateral", "collateral", "FILE", "Intel's collateral, as JSON; it is fetched by default.")
 @click.option("--pccs", metavar="URL", default=INTEL_PCS, show_default=True, help="Where collateral is fetched from.")
@@ -171,8 +172,9 @@ def _visit(
             keep.write_bytes(written)
         except OSError as error:
             raise UsageError(f"The evidence cannot be written: {error.strerror}.", code="bundle_not_written") from error
-    # Whoever has just asked knows when that was and which nonce was sent.
-    open_ = (*result.report.not_established, *result.answer.not_established)
+    # Whoever has just asked knows when that was, which nonce was sent, and that nobody had asked the same before.
+    of_answer = (item for item in result.answer.not_established if item != WHEN_ANSWERED)
+    open_ = (*result.report.not_established, *of_answer)
     verdict.verified(result, open_, bundle.verified_at)
     if written is not None:
         verdict.kept(str(keep), sha256(written).hexdigest())
