@@ -507,13 +507,24 @@ def hints(call: Call) -> None:
     call.close()
 
 
+AS_IN_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
+
+from teesign_asgi.cli import teesign
+teesign()
+"""
+
+
 @pytest.mark.parametrize(("timeout", "interrupted", "code"), [("0.3", False, 3), ("60", True, 130)])
 def test_a_server_cannot_keep_the_command(timeout: str, interrupted: bool, code: int) -> None:  # noqa: FBT001 - a column
     """It ends in its time, or when it is told to, and waits for nothing more; an interruption is no failed check."""
     with Backend() as server:
         server.play(hints)
-        command = [sys.executable, "-m", "teesign_asgi", "verify", server.url, "--timeout", timeout]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        arguments = ["verify", server.url, "--timeout", timeout]
+        process = subprocess.Popen(
+            [sys.executable, "-c", AS_IN_A_TERMINAL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         server.next_call()
         begun = time.monotonic()
         if interrupted:
