@@ -489,4 +489,14 @@ ROWS: dict[str, Row] = {
         ),
         FAR_END,
     ),
+    "another's answer": Row(
+        "an answer to another request, or one of nobody's, passes for the one that was asked for",
+        (
+            "test_observed.py::test_an_answer_to_nothing_of_a_request_is_refused",
+            "test_verifying_transport.py::test_the_answer_to_a_request_that_was_not_sent_does_not_verify",
+            "test_verifying_transport.py::test_a_redirect_does_not_lead_around_the_check",
+            "test_verifying_transport.py::test_no_charset_hides_an_end",
+        ),
+        FAR_END,
+    ),
 }
