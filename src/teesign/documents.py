@@ -50,8 +50,7 @@ def decode(document: bytes | bytearray | str, kind: type[_Kind]) -> _Kind:
     Raises:
         msgspec.MsgspecError, RecursionError, UnicodeError: one of `UNDECODABLE`, whose message may quote the document.
     """
-    if is_too_deep(document):
-        raise RecursionError("The document has too many levels.")
+    _check_depth(document)
     return msgspec.json.decode(document, type=kind)
 
 
@@ -64,10 +63,15 @@ def decode_unambiguous(document: bytes | str) -> Any:
     Raises:
         ValueError, RecursionError: if it is something else. They hold the document: do not chain them.
     """
-    if is_too_deep(document):
-        raise RecursionError("The document has too many levels.")
+    _check_depth(document)
     text = document if isinstance(document, str) else document.decode()
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _check_depth(document: bytes | bytearray | str) -> None:
+    """Raise what a decoder would, with luck."""
+    if is_too_deep(document):
+        raise RecursionError("The document has too many levels.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
@@ -37,25 +37,23 @@ from .errors import (
 )
 from .failures import answer_failure
 from .guards import BearerCheck, RateLimiter
-from .handlers import Handler, Handlers
+from .handlers import Handlers
 from .hosts import check_server
 from .http import Reply, Request
-from .metrics import EndpointMetrics, Metrics
+from .metrics import Metrics
 from .observe import describe_exception, log_event, loggable_path, loggable_url, start_logger
 from .pool import Pool
 from .randomness import RandomSupply
 from .relay import Outcome, Relay
 from .routes import (
     CATCH_ALL,
-    ENDPOINTS,
-    Endpoint,
     Handling,
-    body_limit,
     check_backend_path,
     check_method,
     check_target,
     find_endpoint,
 )
+from .served import Served, served_endpoints
 from .settings import Settings
 from .sources import default_sources, load_keys
 from .stalls import StallWatch
@@ -129,14 +127,14 @@ class App:
         self._sources: Sources | None = None
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None
-        self._handlers: Final = Handlers(
+        handlers = Handlers(
             store=self._store,
             metrics=self.metrics,
             drain=self.drain,
             body_limit=settings.max_request_bytes,
             attestor=lambda: self._attestor,
         ).table
-        self._served: Final = {endpoint.path: self._prepare(endpoint) for endpoint in (*ENDPOINTS, CATCH_ALL)}
+        self._served: Final = served_endpoints(settings, handlers, self.metrics)
 
     def __repr__(self) -> str:
         return f"App({self.settings!r})"
@@ -284,21 +282,6 @@ class App:
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
 
-    def _prepare(self, endpoint: Endpoint) -> _Served:
-        settings = self.settings
-        url = None if endpoint.handling is Handling.RELAY_ANYTHING else _backend_url(endpoint, settings)
-        public = endpoint.handling is Handling.ATTESTATION and settings.public_attestation
-        return _Served(
-            endpoint,
-            endpoint.label,
-            auth=endpoint.auth and not public,
-            limit=body_limit(endpoint, settings),
-            url=url,
-            backend=loggable_url(url or self._backend_url),
-            handler=self._handlers.get(endpoint.handling),
-            metrics=self.metrics.endpoint(endpoint.label),
-        )
-
     def _refuse_own_requests(self, request: Request) -> None:
         if any(self._instance in via for via in request.header_values(b"via")):
             log_event(
@@ -308,7 +291,7 @@ class App:
             )
             raise server_error()
 
-    def _check(self, request: Request, served: _Served) -> None:
+    def _check(self, request: Request, served: Served) -> None:
         """Apply the checks that need no body, in the contract's order."""
         if served.endpoint.rate_limited:
             retry_after = self._limiter.take(request.client_ip)
@@ -319,7 +302,7 @@ class App:
             raise unauthorized()
         request.check_size(served.limit)
 
-    async def _answer(self, request: Request, reply: Reply, served: _Served, outcome: Outcome) -> None:
+    async def _answer(self, request: Request, reply: Reply, served: Served, outcome: Outcome) -> None:
         if self._attestor is None and served.endpoint.handling not in _NEED_NO_START:
             await self.start()
         if served.handler is not None:
@@ -353,7 +336,7 @@ class App:
             cause = describe_exception(error)
         log_event(logging.ERROR, "an attestation report could not be collected", **cause)
 
-    def _note(self, request: Request, reply: Reply, served: _Served, outcome: Outcome, duration: float) -> None:
+    def _note(self, request: Request, reply: Reply, served: Served, outcome: Outcome, duration: float) -> None:
         served.metrics.note(
             status=reply.status,
             duration=duration,
@@ -389,34 +372,3 @@ class _Start:
 
     over: anyio.Event = field(default_factory=anyio.Event)
     error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """A row of the endpoint table as this app serves it: with what its settings say, looked up once.
-
-    Attributes:
-        endpoint: the row.
-        label: what it is called in metrics and logs.
-        auth: whether a bearer token is needed.
-        limit: how many bytes a request's body may have.
-        url: where the backend has it; None where the request's own path decides.
-        backend: that URL in logs; the base's where the request's own path decides.
-        handler: who answers; None for the relay.
-        metrics: the endpoint's.
-    """
-
-    endpoint: Endpoint
-    label: str
-    _: KW_ONLY
-    auth: bool
-    limit: int
-    url: httpcore.URL | None
-    backend: str
-    handler: Handler | None
-    metrics: EndpointMetrics
-
-
-def _backend_url(endpoint: Endpoint, settings: Settings) -> httpcore.URL:
-    whole: str | None = getattr(settings, endpoint.backend_url) if endpoint.backend_url else None
-    return httpcore.URL(whole or settings.backend_url + (endpoint.backend_path or endpoint.path))

@@ -72,7 +72,7 @@ def _ends_with_connection(scope: Scope) -> bool:
     return scope.get("http_version", "1.1") in ("0.9", "1.0", "1")
 
 
-def hang_up(scopes: Iterable[Scope], *, reset: bool) -> int:
+def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:
     """End the connections that requests came over.
 
     To be called from a thread: it looks at every descriptor of the process.
@@ -80,23 +80,17 @@ def hang_up(scopes: Iterable[Scope], *, reset: bool) -> int:
     Args:
         scopes: the requests'. Their `client` must be the socket's own peer.
         reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
-
-    Returns:
-        How many connections were found.
     """
     sought = {
         _Ends(str(scope["client"][0]), int(scope["client"][1] or 0), int(scope["server"][1] or 0))
         for scope in scopes
         if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
     }
-    found = 0
     for connection in own_tcp_sockets():
         with suppress(OSError):  # it may have ended by itself
             client, client_port, *_ = connection.getpeername()
             if _Ends(client, client_port, connection.getsockname()[1]) in sought:
-                found += 1
                 _end(connection, reset=reset)
-    return found
 
 
 class _Ends(NamedTuple):
