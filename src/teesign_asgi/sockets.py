@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["own_tcp_sockets"]
@@ -21,13 +21,18 @@ def own_tcp_sockets() -> Iterator[socket.socket]:
     It looks at every descriptor of the process: where there may be thousands, call it from a thread.
     """
     try:
-        entries = list(Path("/proc/self/fd").iterdir())
+        descriptors = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     except OSError:
         return
-    for entry in entries:
-        # A duplicate cannot become another file while it is looked at, as the original can.
-        with suppress(OSError):
-            if entry.readlink().name.startswith("socket:"):
-                with socket.socket(fileno=os.dup(int(entry.name))) as found:
-                    if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                        yield found
+    for descriptor in descriptors:
+        try:
+            # A duplicate cannot become another file while it is looked at, as the original can.
+            duplicate = os.dup(descriptor)
+        except OSError:  # closed since
+            continue
+        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+            os.close(duplicate)
+            continue
+        with socket.socket(fileno=duplicate) as found:
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                yield found
