@@ -336,6 +336,8 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         (["http://localhost", "--collateral", "{misspelt}"], "collateral is not"),
         (["http://localhost", "--token-file", "{missing}"], "does not exist"),
         (["http://localhost", "--timeout", "0"], "range"),
+        (["http://localhost", "--timeout", "inf"], "range"),
+        (["http://localhost", "--timeout", "nan"], "must be a number"),
         (["http://localhost", "--algorithm", "rsa"], "ecdsa"),
         (["http://localhost", "--token", "kanarienvogel"], "No such option"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import secrets
 import sys
@@ -45,6 +46,12 @@ Value = TypeVar("Value")
 def _file(name: str, parameter: str, metavar: str, help_text: str) -> Callable[[Any], Any]:
     kind = click.Path(exists=True, dir_okay=False, path_type=Path)
     return click.option(name, parameter, metavar=metavar, type=kind, help=help_text)
+
+
+def _number(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which no range keeps out
+        raise click.BadParameter("It must be a number.")
+    return value
 
 
 class _Command(click.Command):
@@ -95,7 +102,14 @@ def _write_nothing_more() -> None:
     show_default=True,
     help="Which of the server's keys to attest.",
 )
-@click.option("--timeout", type=click.FloatRange(0.1), default=120.0, show_default=True, help="Seconds for an answer.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 86_400),
+    callback=_number,
+    default=120.0,
+    show_default=True,
+    help="Seconds for an answer.",
+)
 @click.option("--bundle", metavar="FILE", type=click.Path(path_type=Path), help="Where to keep the evidence.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object instead of lines.")
 @click.pass_context
