@@ -15,10 +15,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
-import anyio
 import httpcore
 
 from teesign import SignatureCache, SignatureStore, SigningPair, TeesignError, __version__
@@ -55,6 +53,7 @@ from .routes import (
 )
 from .served import Served, served_endpoints
 from .settings import Settings
+from .shared import Shared
 from .sources import default_sources, load_keys
 from .stalls import StallWatch
 from .store import Store
@@ -122,7 +121,7 @@ class App:
             cache_entries=None if self._store.entries() is None else lambda: self._store.entries() or 0,
         )
         self._backend_url: Final = httpcore.URL(settings.backend_url)
-        self._under_way: _Start | None = None
+        self._shared_start: Final = Shared(self._start)
         self._pool: Pool | httpcore.AsyncConnectionPool | None = None
         self._sources: Sources | None = None
         self._relay: Relay | None = None
@@ -166,25 +165,8 @@ class App:
         Raises:
             StartError: if the keys cannot be had, or the server cannot be relied upon. The app can be started again.
         """
-        while not self.is_started:
-            start = self._under_way
-            if start is None:
-                await self._lead_start()
-                return
-            await start.over.wait()
-            if start.error is not None:
-                raise start.error  # to try once more for each of those who wait would make the last one wait for all
-
-    async def _lead_start(self) -> None:
-        start = self._under_way = _Start()
-        try:
-            await self._start()
-        except Exception as error:
-            start.error = error
-            raise
-        finally:
-            self._under_way = None
-            start.over.set()
+        if not self.is_started:
+            await self._shared_start()
 
     async def _start(self) -> None:
         check_server()
@@ -364,11 +346,3 @@ class App:
             **({"backend": served.backend} if outcome.asked else {}),
             **outcome.fields(),
         )
-
-
-@dataclass
-class _Start:
-    """A start under way, for whoever waits for it."""
-
-    over: anyio.Event = field(default_factory=anyio.Event)
-    error: Exception | None = None
