@@ -346,6 +346,10 @@ OWN: dict[str, Any] = {"model_name": "m", "tokens": ("t",)}
 BAD_KEYWORDS: list[tuple[str, object, str]] = [
     ("tokens", "long-secret-token", "one text"),
     ("tokens", (), "holds no token"),
+    ("tokens", 7, "is no collection of texts"),
+    ("tokens", b"secret", "is no collection of texts"),
+    ("tokens", (b"secret",), "is no collection of texts"),
+    ("tokens", ("t", None), "is no collection of texts"),
     ("tokens", ("t", ""), "an empty token"),
     ("tokens", ("t", " "), "no Authorization header can carry"),
     ("tokens", ("one,two",), "no Authorization header can carry"),
@@ -375,6 +379,18 @@ def test_bad_keywords(name: str, value: object, complaint: str) -> None:
     assert problem.startswith(f"{name} ")
     assert complaint in problem
     assert "secret" not in problem
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_none_is_for_what_is_not_set_by_default(name: str) -> None:
+    """Elsewhere it would be a time limit that is none: passing on a variable that nobody has set is an error."""
+    if (name, None) in [(field, default) for _, field, default in DEFAULTS]:
+        assert Settings(**{**OWN, name: None}) == Settings(**OWN)
+    else:
+        with pytest.raises(SettingsError) as caught:
+            Settings(**{**OWN, name: None})
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{name} is not set")
 
 
 def test_every_bad_keyword_is_reported_at_once() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -60,7 +60,8 @@ class Settings:
     """Everything that an operator can choose; see README.md, "Settings", for each. Never changes.
 
     Build it with `Settings.from_mapping(os.environ)`, or from keyword arguments, whose names and types are these. They
-    are checked as the variables are, and held in the same form: a URL without slashes at its end.
+    are checked as the variables are, and held in the same form: a URL without slashes at its end. None is only for what
+    has no value by default.
 
     Raises:
         SettingsError: with every problem that the arguments have. No value is quoted.
@@ -290,6 +291,8 @@ class Settings:
         for name, variable in VARIABLES.items():
             value = getattr(self, name)
             try:
+                if value is None and name not in _OPTIONAL:
+                    raise ValueError("is not set" if name in _REQUIRED else "is not set: for its default, leave it out")
                 if name == "tokens":
                     value = values.check_tokens(value)
                 elif value is not None:
@@ -357,7 +360,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 }
 """The variable behind each field of `Settings`, in the order of the README's table."""
 
-_REQUIRED: Final = frozenset(("model_name", "tokens"))
+_REQUIRED: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is MISSING)
+_OPTIONAL: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is None)
 
 
 def worker_environment(*, other_interpreter: bool = False) -> dict[str, str]:

@@ -62,7 +62,9 @@ def check_tokens(values: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(  # noqa: TRY004 - the caller makes a sentence of it, as of all others
             "is one text, of which each character would be a token: give a tuple of tokens"
         )
-    found = tuple(values)
+    found = tuple(values) if isinstance(values, Iterable) else (None,)
+    if not all(isinstance(token, str) for token in found):
+        raise ValueError("is no collection of texts: give a tuple of tokens")
     if not found:
         raise ValueError("holds no token")
     if "" in found:
