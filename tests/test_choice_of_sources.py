@@ -65,8 +65,8 @@ def test_a_missing_sdk_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variables", "expected"),
     [
         ({}, [sys.executable, "nvidia_worker.py"]),
-        ({"GPU_EVIDENCE_PYTHON": "/opt/gpu/bin/python"}, ["/opt/gpu/bin/python", "nvidia_worker.py"]),
-        ({"GPU_EVIDENCE_COMMAND": "/opt/worker --name 'two words'"}, ["/opt/worker", "--name", "two words"]),
+        ({"GPU_EVIDENCE_PYTHON": "/bin/sh"}, ["/bin/sh", "nvidia_worker.py"]),
+        ({"GPU_EVIDENCE_COMMAND": "sh --name 'two words'"}, ["sh", "--name", "two words"]),
     ],
 )
 def test_the_worker_that_production_uses(variables: dict[str, str], expected: list[str]) -> None:

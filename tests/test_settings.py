@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ DEFAULTS: list[tuple[str, str, object]] = [
     ("LOG_LEVEL", "log_level", "info"),
 ]
 
-TEXTS = ("MODEL_NAME", "LISTEN_HOST", "GPU_EVIDENCE_PYTHON", "GPU_EVIDENCE_COMMAND", "DSTACK_SIMULATOR_ENDPOINT")
+PROGRAMS = ("GPU_EVIDENCE_PYTHON", "GPU_EVIDENCE_COMMAND")
+TEXTS = ("MODEL_NAME", "LISTEN_HOST", "DSTACK_SIMULATOR_ENDPOINT")
 BOOLEANS = ("DEV", "GPU_NO_HW_MODE", "PUBLIC_ATTESTATION", "TRUST_REQUEST_HASH", "ALLOW_BACKEND_ADMIN")
 DRAIN = ("DRAIN_DELAY", "DRAIN_TIMEOUT", "DRAIN_LINGER")
 CLIENT = ("CLIENT_BODY_TIMEOUT", "CLIENT_WRITE_TIMEOUT")
@@ -83,6 +85,8 @@ FROM_ZERO = ("VLLM_PROXY_MAX_KEEPALIVE", "TRUSTED_PROXY_HOPS")
 
 GOOD: list[tuple[str, str, object]] = [
     *((name, " Qwen/Qwen3-8B ", "Qwen/Qwen3-8B") for name in TEXTS),
+    *((name, text, text.strip()) for name in PROGRAMS for text in (sys.executable, " sh ")),
+    ("GPU_EVIDENCE_COMMAND", "sh -c 'two words'", "sh -c 'two words'"),
     ("TOKEN", "one", ("one",)),
     ("TOKEN", " one, two ,,three,", ("one", "two", "three")),
     *((name, text, True) for name in BOOLEANS for text in ("1", "true", "yes", "on", "TRUE", " On ")),
@@ -107,8 +111,8 @@ GOOD: list[tuple[str, str, object]] = [
 ]
 
 BAD: list[tuple[str, str, str]] = [
-    *((name, "  ", "is empty") for name in TEXTS),
-    *((name, "a\nb", "cannot be printed") for name in TEXTS),
+    *((name, "  ", "is empty") for name in TEXTS + PROGRAMS),
+    *((name, "a\nb", "cannot be printed") for name in TEXTS + PROGRAMS),
     ("TOKEN", " , ,", "holds no token"),
     ("TOKEN", "one,two words", "no Authorization header can carry"),
     ("TOKEN", "schlüssel", "no Authorization header can carry"),
@@ -163,6 +167,12 @@ BAD: list[tuple[str, str, str]] = [
     ("GPU_EVIDENCE_COMMAND", "python 'worker.py", "is no command line"),
     ("GPU_EVIDENCE_COMMAND", "python \\", "is no command line"),
     ("GPU_EVIDENCE_COMMAND", "'' worker.py", "names no program"),
+    *((name, "/nowhere/python", "names a program that is not there") for name in PROGRAMS),
+    *((name, "nowhere/python", "names a program that is not there") for name in PROGRAMS),
+    *((name, "/", "names a directory") for name in PROGRAMS),
+    *((name, __file__, "names a file that may not be executed") for name in PROGRAMS),
+    *((name, "no-such-python", "names a program that is in no directory of PATH") for name in PROGRAMS),
+    ("GPU_EVIDENCE_PYTHON", "sh -c x", "names a program that is in no directory of PATH"),
     ("SIGNED_TEXT", "v3", "is none of v1, v2"),
     ("LOG_FORMAT", "xml", "is none of text, json"),
     ("LOG_LEVEL", "loud", "is none of debug, info, warning, error"),
@@ -214,9 +224,17 @@ def test_bad_values_are_refused_with_the_reason_and_an_example(variable: str, te
 
 @pytest.mark.parametrize("variable", [name for name in VARIABLES if name != "tls_cert_path"])
 def test_the_examples_in_messages_work(variable: str) -> None:
-    """What an operator is told to write can be read."""
+    """What an operator is told to write can be read; of programs only where they need not be there."""
     example = VARIABLES[variable].example
-    Settings.from_mapping({**REQUIRED, VARIABLES[variable].name: example})
+    Settings.from_mapping({**REQUIRED, "DEV": "1", VARIABLES[variable].name: example})
+
+
+@pytest.mark.parametrize("variable", PROGRAMS)
+@pytest.mark.parametrize("mode", ["DEV", "GPU_NO_HW_MODE"])
+def test_a_program_need_not_be_there_where_evidence_is_simulated_without_it(variable: str, mode: str) -> None:
+    """A developer's machine starts with the configuration of another one."""
+    settings = Settings.from_mapping({**REQUIRED, mode: "1", variable: "/nowhere/python"})
+    assert getattr(settings, field_of(variable)) == "/nowhere/python"
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -290,10 +308,11 @@ def test_garbage_is_a_settings_error_that_quotes_no_value(mapping: dict[str, str
         ({"dev": True}, "DEV is on"),
         ({"gpu_no_hw_mode": True}, "GPU_NO_HW_MODE is on"),
         ({"dstack_simulator_endpoint": "http://localhost:8090"}, "DSTACK_SIMULATOR_ENDPOINT is set"),
+        ({"gpu_evidence_python": "sh", "gpu_evidence_command": "sh"}, "GPU_EVIDENCE_PYTHON is not used"),
     ],
 )
 def test_warnings_are_given_for_what_an_operator_should_know(changes: dict[str, Any], complaint: str) -> None:
-    """Modes that prove nothing; and nothing where there is none of them."""
+    """Modes that prove nothing, and what has no effect; and nothing where there is none of them."""
     assert complaint in " ".join(Settings(model_name="m", tokens=("t",), **changes).warnings())
     assert Settings(model_name="m", tokens=("t",)).warnings() == ()
 
@@ -367,6 +386,7 @@ BAD_KEYWORDS: list[tuple[str, object, str]] = [
     ("signed_text", "v3", "is none of"),
     ("tls_cert_path", Path("/nowhere.pem"), "names a file that cannot be read"),
     ("gpu_evidence_command", "worker '", "is no command line"),
+    ("gpu_evidence_python", Path("/nowhere/python"), "names a program that is not there"),
 ]
 
 

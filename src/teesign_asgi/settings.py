@@ -7,6 +7,7 @@ mapping, so that tests, embedding programs and the command line can each bring t
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -288,7 +289,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        for name, variable in VARIABLES.items():
+        for name in VARIABLES:
             value = getattr(self, name)
             try:
                 if value is None and name not in _OPTIONAL:
@@ -296,7 +297,7 @@ class Settings:
                 if name == "tokens":
                     value = values.check_tokens(value)
                 elif value is not None:
-                    value = variable.parse(str(value))
+                    value = _value(name, str(value), vars(self))
             except ValueError as problem:
                 problems.append(f"{name} {problem}")
             object.__setattr__(self, name, value)
@@ -320,7 +321,7 @@ class Settings:
             text = mapping.get(variable.name, "")
             try:
                 if text:
-                    chosen[name] = variable.parse(text)
+                    chosen[name] = _value(name, text, chosen)
                 elif name in _REQUIRED:
                     raise ValueError("is not set")
             except ValueError as problem:
@@ -343,6 +344,8 @@ class Settings:
             found.append("DSTACK_SIMULATOR_ENDPOINT is set: keys and quotes come from a simulator and prove nothing")
         if self.gpu_no_hw_mode:
             found.append("GPU_NO_HW_MODE is on: the GPU evidence is canned and proves nothing")
+        if self.gpu_evidence_command is not None and self.gpu_evidence_python is not None:
+            found.append("GPU_EVIDENCE_PYTHON is not used: GPU_EVIDENCE_COMMAND takes its place. Set one of the two")
         return tuple(found)
 
     @property
@@ -362,6 +365,29 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 
 _REQUIRED: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is MISSING)
 _OPTIONAL: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is None)
+
+_PROGRAM_IN: Final[Mapping[str, Callable[[str], str]]] = {
+    "gpu_evidence_python": str,
+    "gpu_evidence_command": lambda command: shlex.split(command)[0],
+}
+"""The fields that hold a program, and how it is taken from their values."""
+
+
+def _value(name: str, text: str, earlier: Mapping[str, Any]) -> Any:
+    """Return the value of a field.
+
+    Args:
+        name: the field.
+        text: what the value is given as.
+        earlier: the values of the fields before it.
+
+    Raises:
+        ValueError: as from `Variable.parse`, also for a program that cannot be run, unless evidence is simulated then.
+    """
+    value = VARIABLES[name].parse(text)
+    if name in _PROGRAM_IN and not (earlier.get("dev") or earlier.get("gpu_no_hw_mode")):
+        values.check_program(_PROGRAM_IN[name](value))
+    return value
 
 
 def worker_environment(*, other_interpreter: bool = False) -> dict[str, str]:

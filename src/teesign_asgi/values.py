@@ -7,7 +7,9 @@ variable's name. None quotes the text: it may be a secret in the wrong place.
 from __future__ import annotations
 
 import math
+import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,7 @@ __all__ = [
     "base_url",
     "boolean",
     "certificate",
+    "check_program",
     "check_tokens",
     "choice",
     "command_line",
@@ -174,6 +177,26 @@ def command_line(value: str) -> str:
     if not program:
         raise ValueError("names no program")
     return command
+
+
+def check_program(program: str) -> None:
+    """Look whether a program can be found and executed, in the way in which it is started.
+
+    Args:
+        program: its path, or a name that is looked for in the directories of PATH.
+
+    Raises:
+        ValueError: if not.
+    """
+    if shutil.which(program) is not None:
+        return
+    if os.path.isdir(program):  # noqa: PTH112 - Path.is_dir raises where this user may not look
+        raise ValueError("names a directory, not a program")
+    if os.sep not in program:
+        raise ValueError("names a program that is in no directory of PATH: give its whole path")
+    if os.path.exists(program):  # noqa: PTH110 - likewise
+        raise ValueError("names a file that may not be executed by this user")
+    raise ValueError("names a program that is not there")
 
 
 def certificate(value: str) -> Path:
