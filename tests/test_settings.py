@@ -104,7 +104,20 @@ GOOD: list[tuple[str, str, object]] = [
     ("SIGNATURE_CACHE_MAX_ENTRIES", "9007199254740992", 2**53),
     ("VLLM_BASE_URL", " https://[::1]:9000/base/ ", "https://[::1]:9000/base"),
     *((name, " https://[::1]:9000/path/ ", "https://[::1]:9000/path/") for name in URLS[1:]),
-    *((name, "http://10.0.0.1", "http://10.0.0.1") for name in URLS),
+    *(
+        (name, text, text)
+        for name in URLS
+        for text in (
+            "http://10.0.0.1",
+            "http://my_service:9000",
+            "http://-a-.svc.cluster.local.",
+            "http://xn--bcher-kva.example",
+            "http://" + ".".join(["a" * 63] * 3 + ["b" * 61]),
+            "http://[fe80::1%eth0]:9000",
+            "http://unix:9000",
+            "http://unix",
+        )
+    ),
     ("SIGNED_TEXT", "V2", "v2"),
     ("LOG_FORMAT", " JSON", "json"),
     *(("LOG_LEVEL", level, level) for level in ("debug", "info", "warning", "error")),
@@ -155,6 +168,27 @@ BAD: list[tuple[str, str, str]] = [
             "http://host/\n/",
             "http://host/\x00",
         )
+    ),
+    *(
+        (name, text, "has a host that is neither a name nor an address")
+        for name in URLS
+        for text in (
+            "http://h\\x",
+            "http://a..b",
+            "http://.",
+            "http://.a",
+            "http://a..",
+            "http://ex%20ample",
+            "http://a,b",
+            "http://" + "a" * 64 + ".example",
+            "http://" + "a." * 127 + "ab",
+        )
+    ),
+    *((name, text, "has port 0") for name in URLS for text in ("http://h:0", "https://[::1]:00/path")),
+    *(
+        (name, text, "names a Unix socket, and backends are reached over TCP only")
+        for name in URLS
+        for text in ("unix:/tmp/x.sock", "unix:///tmp/x.sock", "http://unix:/tmp/x.sock", "http+unix://%2Ftmp%2Fx.sock")
     ),
     *((name, "http://host/?a=b", "has a query") for name in URLS),
     *((name, "http://host/#a", "has a query or a fragment") for name in URLS),

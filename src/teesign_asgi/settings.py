@@ -92,7 +92,7 @@ class Settings:
         "VLLM_BASE_URL",
         values.base_url,
         "http://localhost:9000",
-        "Backend to relay to.",
+        "Backend to relay to, over TCP; not a Unix socket.",
         default="http://localhost:8000",
     )
     dev: bool = _variable(

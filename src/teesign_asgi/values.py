@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +38,12 @@ __all__ = [
 
 _TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _FALSE: Final = frozenset(("0", "false", "no", "off"))
+
+_HOST_NAME: Final = re.compile(r"(?!.{255})(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?")
+"""What can be asked of DNS or a hosts file, IPv4 addresses among it; Docker's names of services have underscores."""
+
+_UNIX_SOCKET: Final = re.compile(r"(?:https?://|https?\+)?unix:(?!\d)")
+"""How the address of a Unix socket begins: to several programs, curl and nginx among them, one of these means one."""
 
 _LEAST_SECONDS: Final = 0.1
 """The shortest time limit: to keep to one takes looking at a clock far more often than that."""
@@ -126,6 +134,8 @@ def seconds(*, zero: bool, maximum: float = math.inf) -> Callable[[str], float]:
 def url(value: str) -> str:
     """Take an http or https URL, as it is."""
     address = value.strip()
+    if _UNIX_SOCKET.match(address):
+        raise ValueError("names a Unix socket, and backends are reached over TCP only: give a host and a port")
     scheme, separator, rest = address.partition("://")
     authority = rest.partition("/")[0]
     printable = address.isascii() and address.isprintable() and " " not in address
@@ -136,12 +146,25 @@ def url(value: str) -> str:
     if "@" in authority:
         raise ValueError("holds a user name or password, which are not sent, and would be shown")
     try:
-        host = httpcore.URL(address).host
+        parts = httpcore.URL(address)
     except ValueError:
         raise ValueError("is not an http or https URL") from None
+    host = parts.host.decode()
     if not host:
         raise ValueError("has no host")
+    if not (_is_ipv6(host) if authority.startswith("[") else _HOST_NAME.fullmatch(host)):
+        raise ValueError("has a host that is neither a name nor an address")
+    if parts.port == 0:
+        raise ValueError("has port 0, where nothing can listen")
     return address
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def base_url(value: str) -> str:
