@@ -118,6 +118,8 @@ GOOD: list[tuple[str, str, object]] = [
             "http://unix",
         )
     ),
+    ("DSTACK_SIMULATOR_ENDPOINT", "/run/dstack.sock", "/run/dstack.sock"),
+    ("DSTACK_SIMULATOR_ENDPOINT", "http://localhost:8090/", "http://localhost:8090"),
     ("SIGNED_TEXT", "V2", "v2"),
     ("LOG_FORMAT", " JSON", "json"),
     *(("LOG_LEVEL", level, level) for level in ("debug", "info", "warning", "error")),
@@ -196,7 +198,11 @@ BAD: list[tuple[str, str, str]] = [
     *((name, "http:///path", "has no host") for name in URLS),
     *((name, "http://:80", "has no host") for name in URLS),
     ("DSTACK_SIMULATOR_ENDPOINT", "http://user:secret@host", "holds a user name"),
-    ("DSTACK_SIMULATOR_ENDPOINT", "ftp://host", "is not an http or https URL"),
+    *(
+        ("DSTACK_SIMULATOR_ENDPOINT", text, "is neither the path of a Unix socket by itself nor an http or https URL")
+        for text in ("ftp://host", "unix:///run/a", "unix:/run/a", "http://unix:/run/a", "HTTP://host")
+    ),
+    ("DSTACK_SIMULATOR_ENDPOINT", "http://a..b", "neither a name nor an address"),
     ("DSTACK_SIMULATOR_ENDPOINT", "/run/a\0b", "cannot be printed"),
     ("GPU_EVIDENCE_COMMAND", "python 'worker.py", "is no command line"),
     ("GPU_EVIDENCE_COMMAND", "python \\", "is no command line"),

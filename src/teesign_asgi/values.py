@@ -175,7 +175,10 @@ def base_url(value: str) -> str:
 def endpoint(value: str) -> str:
     """Take the path of a Unix socket, or the URL of what listens elsewhere."""
     address = text(value)
-    return base_url(address) if "://" in address else address
+    web = address.startswith(("http://", "https://"))
+    if _UNIX_SOCKET.match(address) or ("://" in address and not web):
+        raise ValueError("is neither the path of a Unix socket by itself nor an http or https URL")
+    return base_url(address) if web else address
 
 
 def choice(*choices: str) -> Callable[[str], str]:
