@@ -22,7 +22,7 @@ from backend import Backend, Call, answer, json_answer
 from changes import CHAT, at
 from click.testing import CliRunner, Result
 from far_end import COLLATERAL, GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs
-from mitm import middle_man
+from mitm import middle_man, tls_front
 from servers import SECOND_TOKEN, TOKEN, Stack, free_port, serve, settings_for, stack
 from test_cli import run_without
 
@@ -353,12 +353,30 @@ def test_mistakes_are_usage_errors(tmp_path: Path, arguments: list[str], message
     assert "kanarienvogel" not in result.output
 
 
-@pytest.mark.parametrize(("name", "value"), [("HTTPS_PROXY", "nonsense://x"), ("SSL_CERT_FILE", "/nowhere")])
-def test_an_environment_that_cannot_be_used_is_said(name: str, value: str) -> None:
-    """It is nothing that the server did."""
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HTTPS_PROXY", "nonsense://x:kanarienvogel@y", "environment's proxies cannot be used: Unknown scheme"),
+        ("SSL_CERT_FILE", "/nowhere", "certificates of SSL_CERT_FILE (/nowhere) cannot be used: [Errno 2] No"),
+        ("SSL_CERT_FILE", __file__, f"certificates of SSL_CERT_FILE ({__file__}) cannot be used: "),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_said(name: str, value: str, message: str) -> None:
+    """It is nothing that the server did. The file with certificates is named, and a proxy's password is not."""
     result = run("http://localhost", **{name: value})
     assert result.exit_code == 2
-    assert "proxies or certificates" in result.output
+    assert message in " ".join(result.output.split())
+    assert "kanarienvogel" not in result.output
+
+
+def test_a_server_with_a_certificate_of_ones_own_authority(development: Stack, tmp_path: Path) -> None:
+    """It runs, at the right address: what has to be said is whose certificates are believed."""
+    with tls_front(development.client.port, tmp_path, "own") as port:
+        result = run(f"https://127.0.0.1:{port}")
+    assert result.exit_code == 3
+    assert "(unreachable: [SSL: CERTIFICATE_VERIFY_FAILED]" in result.output
+    assert "SSL_CERT_FILE" in result.output
+    assert "does it run?" not in result.output
 
 
 def test_whoever_interrupts_has_not_seen_a_check_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,11 @@ _BY_CODE: Final = {
     ),
     # what could not be had
     "unreachable": "Nothing is known about the server. Is the address right, and does it run?",
+    "untrusted": (
+        "Nothing is known about the server: its certificate is not believed here. Is the address right? If it is of an "
+        "authority of your own, name a file with that authority's certificate in the variable SSL_CERT_FILE. It takes "
+        "the place of the public ones."
+    ),
     "timeout": "Nothing is known about the server. It may be busy: try again, or give it more with --timeout.",
     "refused": "The server wants a token, or another one: in a file for --token-file, or in the variable TOKEN.",
     "bad_status": "The server may be in trouble: try again. Or the address leads to something else.",

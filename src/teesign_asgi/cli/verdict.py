@@ -7,6 +7,7 @@ says no.
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -61,8 +62,7 @@ class Verdict:
     def failed(self, error: TeesignError) -> None:
         """Note what ended the verification: a step that failed, or something that could not be had."""
         name = (error.step if isinstance(error, VerificationError) else None) or ""
-        refused = isinstance(error, FetchError) and error.status in (401, 403)
-        means = meaning_of("refused" if refused else error.code)
+        means = meaning_of(_kind_of(error))
         self._found["error"] = {"code": error.code, "step": name or None, "message": str(error), "means": means}
         remaining = _STEPS[len(self._steps) :]
         at_a_step = bool(remaining) and remaining[0].name == name
@@ -140,6 +140,16 @@ class Verdict:
     def _say(self, text: str, **style: Any) -> None:
         if not self._as_json:
             click.secho(text, **style)
+
+
+def _kind_of(error: TeesignError) -> str:
+    """Return the error's code, or a closer word for what it is, for its meaning."""
+    if isinstance(error, FetchError) and error.status in (401, 403):
+        return "refused"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return error.code if cause is None else "untrusted"
 
 
 def _can_write(text: str) -> bool:

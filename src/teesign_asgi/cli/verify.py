@@ -239,5 +239,9 @@ def _client() -> Any:
         raise click.UsageError(missing_package(error, "client")) from error
     try:
         return httpx.Client()
-    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        raise click.UsageError(f"The environment's proxies or certificates cannot be used: {error}") from error
+    except OSError as error:  # which does not name the file
+        file = os.environ.get("SSL_CERT_FILE")
+        which = f"certificates of SSL_CERT_FILE ({file})" if file else "authorities' certificates"
+        raise click.UsageError(f"The {which} cannot be used: {error}") from error
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise click.UsageError(f"The environment's proxies cannot be used: {error}") from error
