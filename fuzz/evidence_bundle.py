@@ -53,7 +53,7 @@ def read(data: bytes) -> None:
     try:
         bundle = decode_bundle(data)
     except (MalformedError, VerificationError) as error:
-        assert error.code in ("bad_bundle", "unknown_bundle_format", "bundle_changed")
+        assert error.code in ("not_a_bundle", "bad_bundle", "unknown_bundle_format", "bundle_changed")
         return
     assert decode_bundle(encode_bundle(bundle)) == bundle
     try:

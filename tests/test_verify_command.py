@@ -159,6 +159,41 @@ def test_what_was_kept_is_verified_again(genuine: Stack, collateral: Path, tmp_p
     assert marks(edited)[1:] == [("-", name) for name in NAMES]
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "not_a_bundle"),
+        ("[]", "not_a_bundle"),
+        ("import json\n", "not_a_bundle"),
+        ('{"format": "teesign-bundle-1", "verified_at": 1', "not_a_bundle"),
+        (UNSAFE, "unknown_bundle_format"),
+        ('{"format": "teesign-bundle-2"}', "unknown_bundle_format"),
+    ],
+)
+def test_a_file_that_is_no_bundle_is_no_failed_check(tmp_path: Path, text: str, code: str) -> None:
+    """A script must not take the wrong file for a forged answer; the verdict is there all the same."""
+    file = write(tmp_path / "file", text)
+    shown, found = run("--offline", file), run("--offline", file, "--json")
+    assert (shown.exit_code, found.exit_code) == (2, 2)
+    assert f"({code})" in shown.output
+    assert (json.loads(found.output)["verified"], json.loads(found.output)["error"]["code"]) == (False, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"format": "teesign-bundle-1"}', "bundle_changed"),
+        ('{"format": "teesign-bundle-1", "nonce": 1, "nonce": 2}', "bad_bundle"),
+        ('{"format": "teesign-bundle-1", "report": {"x": NaN}}', "bad_bundle"),
+    ],
+)
+def test_a_bundle_that_cannot_be_right_is_a_failed_check(tmp_path: Path, text: str, code: str) -> None:
+    """Whoever says that it is one has to bring one that verifies."""
+    result = run("--offline", write(tmp_path / "file", text))
+    assert result.exit_code == 1
+    assert f"({code})" in result.output
+
+
 @pytest.mark.usefixtures("trusting")
 def test_a_kept_bundle_is_held_to_a_policy_of_ones_own(genuine: Stack, collateral: Path, tmp_path: Path) -> None:
     """A pin that the bundle's maker did not have."""
@@ -423,7 +458,7 @@ def test_a_letter_that_an_output_does_not_have_is_replaced(tmp_path: Path) -> No
     command = [sys.executable, "-m", "teesign_asgi", "verify", "--offline", str(file)]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     result = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert (result.returncode, result.stderr) == (1, b"")
+    assert (result.returncode, result.stderr) == (2, b"")
     assert b"?????.json" in result.stdout
     assert b"\nx  " in result.stdout
 
@@ -507,11 +542,11 @@ def test_every_failure_has_a_meaning() -> None:
 
 def test_the_command_exits_as_a_process_does(tmp_path: Path) -> None:
     """The exit code reaches the shell."""
-    file = write(tmp_path / "no-bundle", "{}")
+    file = write(tmp_path / "bundle", '{"format": "teesign-bundle-1"}')
     process = [sys.executable, "-m", "teesign_asgi", "verify", "--offline", str(file)]
     result = subprocess.run(process, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "unknown_bundle_format" in result.stdout
+    assert "bundle_changed" in result.stdout
     assert result.stderr == ""
 
 

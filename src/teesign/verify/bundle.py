@@ -117,7 +117,8 @@ def decode_bundle(written: bytes) -> EvidenceBundle:
 
     Raises:
         VerificationError: `bundle_changed` if `sha256` is not the digest of the other members.
-        MalformedError: `bad_bundle` if it is no bundle; `unknown_bundle_format` if it is written in another way.
+        MalformedError: `not_a_bundle` if it is no JSON object, `unknown_bundle_format` if it is one of another format:
+            most likely another file; `bad_bundle` if it is a bundle that nobody has written like that.
     """
     members, digest = _decode_object(written)
     if members.get("format") != BUNDLE_FORMAT:
@@ -260,15 +261,19 @@ def _wrong(name: str) -> MalformedError:
 
 def _decode_object(written: bytes) -> tuple[dict[str, Any], str]:
     """Return the object in a file, and the digest of its members without `sha256`."""
+    # Nothing is chained: the decoder's exceptions hold the whole text.
     try:
-        members = decode_unambiguous(written)
-        return members, _digest({name: value for name, value in members.items() if name != "sha256"})
-    except (ValueError, AttributeError, RecursionError):
-        # Not chained: the decoder's exceptions hold the whole text.
+        members = decode_unambiguous(written.decode())
+        if isinstance(members, dict):
+            return members, _digest({name: value for name, value in members.items() if name != "sha256"})
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        pass  # it is no more of a bundle than JSON that is no object
+    except (ValueError, RecursionError):
         raise MalformedError(
-            "The bundle is not a JSON object, has too many levels, or names a member of an object twice.",
+            "The bundle has too many levels, names a member of an object twice, or holds a number that is none.",
             code="bad_bundle",
         ) from None
+    raise MalformedError("The file is not a JSON object.", code="not_a_bundle")
 
 
 def _digest(members: Mapping[str, Any]) -> str:

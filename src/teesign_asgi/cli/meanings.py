@@ -84,7 +84,8 @@ _BY_CODE: Final = {
     "ecdsa_mismatch": _FORGED,
     "ed25519_mismatch": _FORGED,
     # bundles
-    "bad_bundle": "The file is no bundle, or was changed after it was written. Use the original.",
+    "not_a_bundle": "This is another file than one that --bundle has written, or not all of one. Give the right one.",
+    "bad_bundle": _EDITED,
     "unknown_bundle_format": "The file is no bundle, or was written by another release: look for a newer teesign.",
     "bundle_changed": _EDITED,
     "attestations_differ": _ALTERED,

@@ -36,6 +36,7 @@ from .verdict import Verdict
 __all__ = ["verify"]
 
 _FAILED, _USAGE, _UNREACHABLE, _UNEXPECTED, _INTERRUPTED = 1, 2, 3, 4, 130
+_ANOTHER_FILE: Final = frozenset(("not_a_bundle", "unknown_bundle_format"))
 _PROMPT: Final = "Say hello in one short sentence."
 _TOKEN: Final = "TOKEN"  # noqa: S105 - the name of the variable
 _LIVE_ONLY: Final = ("token_file", "model", "prompt", "collateral", "pccs", "algorithm", "timeout", "bundle")
@@ -158,7 +159,7 @@ def _conclude(verdict: Verdict, work: Callable[[], None]) -> NoReturn:
 def _exit_code(error: TeesignError) -> int:
     if isinstance(error, FetchError):
         return _USAGE if error.status in (401, 403) or error.code == "bad_url" else _UNREACHABLE
-    return _USAGE if isinstance(error, UsageError) else _FAILED
+    return _USAGE if isinstance(error, UsageError) or error.code in _ANOTHER_FILE else _FAILED
 
 
 def _verify_file(verdict: Verdict, file: Path, kept: bytes, policy: Policy | None) -> None:
