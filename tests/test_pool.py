@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +38,9 @@ from teesign_asgi.pool import Pool
 from teesign_asgi.upstream import Backend
 
 pytestmark = pytest.mark.anyio
+
+SILENCE = 0.1
+"""Seconds that a backend may be silent where that is what fails."""
 
 
 @pytest.fixture
@@ -236,6 +242,66 @@ async def test_an_early_success_waits_for_the_request(ours: Pool) -> None:
     with RawBackend(answers(OK)) as backend:
         assert await ask(backend.url())
         assert repr(ours) == "Pool(1 connections, 1 of them idle)"
+
+
+def uploaded_in_part(url: httpcore.URL) -> httpcore.Request:
+    """Return a request whose body never comes to its end."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a prompt"
+        await anyio.sleep_forever()
+
+    return httpcore.Request("POST", url, headers=[HOST, (b"transfer-encoding", b"chunked")], content=body())
+
+
+def sent_at_once(url: httpcore.URL) -> httpcore.Request:
+    """Return a request whose body is there already, for a backend that is given up soon."""
+    headers = [HOST, (b"content-length", b"8")]
+    return httpcore.Request(
+        "POST", url, headers=headers, content=b"a prompt", extensions={"timeout": {"read": SILENCE}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "response"),
+    [
+        *itertools.product(
+            [sent_at_once, uploaded_in_part],
+            [b"", OK[:10], OK[:-1], b"nonsense\r\n\r\n", OK.replace(b"200", b"500")],
+        ),
+        (sent_at_once, None),
+    ],
+)
+async def test_nothing_of_a_request_that_failed_is_kept(
+    ours: Pool, make: Callable[[httpcore.URL], httpcore.Request], response: bytes | None
+) -> None:
+    """It goes when it is over, and not when the collector finds it: in it are a prompt and the way to its client."""
+
+    def script(served: Served) -> None:
+        served.read(b"prompt")
+        if response is None:
+            served.wait_until_gone()
+        else:
+            served.send(response)
+            served.close()
+
+    async def ask(url: httpcore.URL) -> weakref.ref[httpcore.Request]:
+        request = make(url)
+        with contextlib.suppress(httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.ReadTimeout):
+            answer = await ours.handle_async_request(request)
+            try:
+                await answer.aread()
+            finally:
+                await answer.aclose()
+        return weakref.ref(request)
+
+    gc.disable()
+    try:
+        with RawBackend(script) as backend:
+            asked = await ask(backend.url())
+            await until(lambda: asked() is None)
+    finally:
+        gc.enable()
 
 
 async def test_connections_are_used_again_newest_first(ours: Pool) -> None:

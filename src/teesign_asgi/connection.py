@@ -168,6 +168,8 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = None
         self.abort()
         await self._stop_sending()
+        # Their tracebacks lead back here: circles in which the prompt and the client's connection would be kept.
+        self._error = self._sender = None
 
     def _is_sending(self) -> bool:
         return self._sender is not None and not self._sender.done()
@@ -212,6 +214,8 @@ class Connection(asyncio.BufferedProtocol):
         """Wait until something has come or happened; raise what has ended the response before."""
         if self._error is not None:
             raise self._error
+        if self._parser is None:
+            raise httpcore.ReadError("The connection to the backend was closed.")
         self._silent_since = now = self._loop.time()
         if self._timer_due > now + self._silence:
             self._set_timer(now + self._silence)
