@@ -1,13 +1,13 @@
 """For any response, cut anywhere, the bytes out and the signature are the same, and the signature is over those bytes.
 
-The first byte chooses how the response is handled.
+The first byte chooses how the response is handled, and how long it was declared to be. One that is shorter is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from teesign import Exchange, SignedExchange, verify_exchange
+from teesign import Exchange, MalformedError, SignedExchange, verify_exchange
 from teesign.testing import counting_random, fixed_pair
 
 KINDS = ("application/json", "text/event-stream", "audio/mpeg", "application/problem+json")
@@ -23,13 +23,17 @@ SEEDS = [
 ]
 
 
-def relay(chunks: Iterable[bytes], kind: str, length: int | None) -> tuple[bytes, SignedExchange | None]:
-    """Return what an exchange makes of these chunks."""
+def relay(chunks: Iterable[bytes], kind: str, length: int | None) -> tuple[bytes, SignedExchange | None, bool]:
+    """Return what an exchange makes of these chunks, and whether it took their end for the response's."""
     exchange = Exchange(fixed_pair(), id_prefix="x", random=counting_random())
     exchange.receive_request(b"request")
     exchange.start_response(200, kind, content_length=length)
-    out = b"".join(map(exchange.receive_response, chunks)) + exchange.end_response()
-    return out, exchange.signed
+    out = b"".join(map(exchange.receive_response, chunks))
+    try:
+        out += exchange.end_response()
+    except MalformedError:
+        return out, exchange.signed, False
+    return out, exchange.signed, True
 
 
 def check(data: bytes) -> None:
@@ -37,7 +41,8 @@ def check(data: bytes) -> None:
     choice, body = data[0] if data else 0, data[1:]
     kind, length = KINDS[choice & 3], (choice >> 2) - 1 if choice >> 2 else None
     whole = relay([body], kind, length)
-    out, signed = whole
+    out, signed, is_whole = whole
+    assert is_whole is (signed is not None or len(body) >= (length or 0))
     assert relay((body[i : i + 1] for i in range(len(body))), kind, length) == whole
     middle = len(body) // 2
     assert relay([body[:middle], body[middle:]], kind, length) == whole

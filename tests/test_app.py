@@ -424,6 +424,27 @@ async def test_what_fails_within_a_response_breaks_it_off(failure: Exception, ca
     assert (await client(app).ask("GET", "/v1/signature/an-id")).status == 404
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "status", "begun"),
+    [
+        pytest.param("audio/mpeg", b"half", 200, b"half", id="raw"),
+        pytest.param("text/event-stream", b"data: {}\n\n", 200, b"data: {}\n\n", id="event stream"),
+        pytest.param("application/json", b'{"id":"an-id"}', 500, None, id="collected"),
+    ],
+)
+async def test_a_response_that_fell_short_of_its_length_is_broken_off_whatever_the_pool_says(
+    kind: str, content: bytes, status: int, begun: bytes | None
+) -> None:
+    """Pools raise before; one that was passed in may take the end of the connection for the end of the response."""
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"1000")]
+    app = app_with(Backend(content, headers=headers))
+    asked = await client(app, b"{}").ask("POST", CHAT)
+    assert asked.status == status
+    assert begun is None or (asked.body, asked.whole) == (begun, False)
+    assert await metric(app, 'teesign_backend_errors_total{kind="closed"}') == 1
+    assert await metric(app, "teesign_signature_cache_entries") == 0
+
+
 class Duplex(Backend):
     """A backend that sends the request's body back while it still comes in."""
 

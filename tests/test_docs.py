@@ -7,14 +7,17 @@ import json
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from raw_backend import PATIENCE, RawBackend, Served, in_turn
 
 from soak.__main__ import FIGURES
-from teesign import Exchange, SignedChat, VerifiedExchange, verify_answer
+from teesign import Exchange, MalformedError, SignedChat, VerifiedExchange, verify_answer
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
 from teesign.verify.policy import Policy, policy_members
@@ -30,6 +33,9 @@ DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 VERIFYING = (ROOT / "docs" / "verifying.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+EVENTS_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+WHOLE = JSON_HEAD + b'Content-Length: 15\r\n\r\n{"choices": []}'
 
 
 def rows(document: str, header: str) -> list[list[str]]:
@@ -94,7 +100,7 @@ def test_the_example_of_checking_works() -> None:
 
 def test_the_example_of_embedding_works() -> None:
     """The README's loop signs an answer that the cache then finds, and answers as the proxy does."""
-    names = run(EXAMPLES[1])
+    names = embedded(WHOLE)
     inserted, rest = names["sent"].split(b",", 1)
     assert inserted.startswith(b'{"id":"chatcmpl-')
     assert rest == b'"choices": []}'
@@ -106,7 +112,7 @@ def test_the_example_of_embedding_works() -> None:
 
 def test_the_example_of_embedding_keeps_the_end_back() -> None:
     """Of any response: nothing that ends it comes out before the signature is stored; an error passes unsigned."""
-    names = run(EXAMPLES[1])
+    names = embedded(WHOLE)
     relay, cache = names["relay"], names["cache"]
 
     def begun(status: int, content_type: str) -> Exchange:
@@ -133,6 +139,41 @@ def test_the_example_of_embedding_keeps_the_end_back() -> None:
     with pytest.raises(OSError, match="broken off"):
         list(relay(exchange, broken_off()))
     assert cache.get(exchange.signature_id) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        pytest.param(JSON_HEAD + b'Content-Length: 1000\r\n\r\n{"choices"', MalformedError, id="object"),
+        pytest.param(JSON_HEAD + b"Content-Length: 1000\r\n\r\n[1, ", MalformedError, id="array"),
+        pytest.param(EVENTS_HEAD + b"Content-Length: 1000\r\n\r\ndata: [DONE]\n", MalformedError, id="event stream"),
+        pytest.param(JSON_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", HTTPException, id="chunked"),
+    ],
+)
+def test_the_example_of_embedding_signs_nothing_that_was_cut(answer: bytes, problem: type[Exception]) -> None:
+    """The standard library's client ends a body of declared length that was cut without a word; so the loop raises."""
+    names: dict[str, Any] = {}
+    with pytest.raises(problem):
+        embedded(answer, names)
+    assert (len(names["cache"]), names["exchange"].signed) == (0, None)
+    assert "sent" not in names
+
+
+def embedded(answer: bytes, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the README's loop over an answer from a socket, and return the names it has left, in `names` if it fails."""
+    names = {} if names is None else names
+    question = b'{"messages": []}'
+    # Whole, before anything is answered: a connection that is closed over unread bytes is reset.
+    script = in_turn(
+        Served.read, lambda served: served.read(question), lambda served: served.send(answer), Served.close
+    )
+    with RawBackend(script) as backend:
+        connection = HTTPConnection("127.0.0.1", backend.port, timeout=PATIENCE)
+        with closing(connection):
+            connection.request("POST", "/v1/chat/completions", question)
+            names["response"] = connection.getresponse()
+            exec(compile(EXAMPLES[1], "README.md", "exec"), names)
+    return names
 
 
 def broken_off() -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support import examples
 from test_sse import BLANK_LINE, NEVER, interpret
 
-from teesign import Exchange, UsageError, verify_exchange
+from teesign import Exchange, MalformedError, UsageError, verify_exchange
 from teesign.testing import counting_random, fixed_pair
 
 TARGET = b"/v1/x?y"
@@ -49,6 +49,7 @@ class Expected(NamedTuple):
 
 def expected_of(kind: str, body: bytes, length: int | None) -> Expected:
     """Decide with the whole body at hand, the standard library's JSON, and the HTML standard's reading of events."""
+    body = body[:length]
     if kind == ERROR:
         return Expected(body, is_signed=False)
     if kind == EVENTS:
@@ -56,10 +57,8 @@ def expected_of(kind: str, body: bytes, length: int | None) -> Expected:
         return Expected(body[: found.end], found.complete is not NEVER, found.event_id)
     text = body.lstrip(SPACE)
     if kind == RAW or text[:1] not in (b"", b"{"):
-        return Expected(body[:length], length is None or len(body) >= length)
-    if length is not None and len(body) < length:
-        return Expected(body, is_signed=False)
-    return expected_of_document(body[:length])
+        return Expected(body, is_signed=True)
+    return expected_of_document(body)
 
 
 def expected_of_document(body: bytes) -> Expected:
@@ -78,6 +77,7 @@ def expected_of_document(body: bytes) -> Expected:
 
 def is_whole_already(kind: str, body: bytes, length: int | None) -> bool:
     """Tell whether a body, of which a piece has come, is known to be whole before its end has been declared."""
+    body = body[:length]
     if kind == EVENTS:
         return interpret(body).complete is BLANK_LINE
     is_raw = kind == RAW or (kind == JSON and body.lstrip(SPACE)[:1] not in (b"", b"{"))
@@ -94,7 +94,7 @@ class ExchangeMachine(RuleBasedStateMachine):
         self.length: int | None = None
         self.request = self.body = self.out = b""
         self.digest: str | None = None
-        self.has_begun = self.is_over = False
+        self.has_begun = self.is_over = self.is_broken = False
 
     @rule(chunk=st.sampled_from([b"", b"a", b"bc"]))
     def receive_request(self, chunk: bytes) -> None:
@@ -117,7 +117,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             with pytest.raises(UsageError, match="64 hex digits"):
                 self.exchange.replace_request_digest(digest)
 
-    @rule(kind=st.sampled_from(list(PIECES)), length=st.none() | st.integers(0, 6))
+    @rule(kind=st.sampled_from(list(PIECES)), length=st.none() | st.integers(0, 6) | st.sampled_from([14, 31]))
     def start_response(self, kind: str, length: int | None) -> None:
         """The head; a second one is refused."""
         status, content_type = (503, JSON) if kind == ERROR else (200, kind)
@@ -146,11 +146,17 @@ class ExchangeMachine(RuleBasedStateMachine):
 
     @rule()
     def end_response(self) -> None:
-        """The end, which may be declared again: then it changes nothing."""
+        """The end, which may be declared again: then it changes nothing. It is none before the declared length."""
         if not self.kind:
             self.refused(self.exchange.end_response)
             return
         before = self.exchange.signed
+        if before is None and len(self.body) < (self.length or 0):
+            with pytest.raises(MalformedError) as caught:
+                self.exchange.end_response()
+            assert caught.value.code == "response_incomplete"
+            self.is_over = self.is_broken = True
+            return
         piece = self.exchange.end_response()
         if self.is_over or before is not None:
             assert (piece, self.exchange.signed) == (b"", before)
@@ -161,7 +167,8 @@ class ExchangeMachine(RuleBasedStateMachine):
     def bytes_out_and_signature_are_those_of_the_model(self) -> None:
         """Signed exactly when it is whole, under the right ids, and over the bytes that came out."""
         expected = expected_of(self.kind, self.body, self.length) if self.kind else Expected(b"", is_signed=False)
-        is_whole = self.is_over or (self.has_begun and is_whole_already(self.kind, self.body, self.length))
+        at_its_end = self.is_over and not self.is_broken
+        is_whole = at_its_end or (self.has_begun and is_whole_already(self.kind, self.body, self.length))
         signed = self.exchange.signed
         assert (signed is not None) is (is_whole and expected.is_signed)
         if is_whole:

@@ -16,10 +16,14 @@ How the response is handled follows from its head alone:
     RAW           passes through; whole when its declared length has been reached or its framing has ended.
     UNSIGNED      passes through.
 
+Where a length was declared, the body is that many bytes: what is beyond belongs to nobody and is dropped, and with
+fewer there was no end, so `end_response` refuses it. Only an event stream may be over earlier, at its terminator.
+
 The rule for callers: when `signed` has become set, store it BEFORE forwarding the bytes that the same call returned.
 Then whoever has read the response to its end finds its signature. And: bytes that were not returned by an exchange
 must never reach the client. Dropping an exchange half-way leaves no trace, and that is what to do when the client goes
-away or the response breaks off; `end_response` is only for a body that ended where its framing said it would.
+away or the response breaks off; `end_response` is only for a body that ended where its framing said it would. Not every
+HTTP client tells the two apart, so pass `content_length`.
 
 For any way of cutting a response into chunks, the bytes out and what is signed are the same, and the SHA-256 of the
 bytes out is the response digest in the signed text.
@@ -35,7 +39,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import UsageError
+from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
 from .signing import SignedChat, SigningPair, TextVersion, signed_text
 from .sse import EventStreamScanner
@@ -45,6 +49,9 @@ __all__ = ["Exchange", "SignedExchange"]
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _JSON_SPACE: Final = b" \t\n\r"
 _CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}")
+
+_BODILESS: Final = (204, 304)
+"""Statuses without a body, whatever the headers say: the length with 304 is another response's (RFC 9110, 15.4.5)."""
 
 
 class SignedExchange(msgspec.Struct, frozen=True):
@@ -94,7 +101,6 @@ class Exchange:
 
     __slots__ = (
         "_collected",
-        "_declared",
         "_id_prefix",
         "_is_object",
         "_model",
@@ -138,8 +144,7 @@ class Exchange:
         self._request_is_empty = True
         self._request_digest: str | None = None
         self._response = sha256()
-        self._declared: int | None = None  # how long the backend says that the body is
-        self._remaining: int | None = None  # how much of that is still to come, for RAW
+        self._remaining: int | None = None  # how much is still to come of a body of declared length
         self._collected: list[bytes] = []
         self._is_object = False  # the JSON body's first character is {
         self._scanner: EventStreamScanner | None = None
@@ -195,9 +200,9 @@ class Exchange:
             status: the status code; only 200 to 299 are signed.
             content_type: the header's value, or None without one.
             content_encoding: likewise. An encoded body is not looked into: it is signed as the bytes it is.
-            content_length: how many bytes the body will have, where its framing says so. A RAW body is then signed
-                with its last byte instead of after it; RAW and JSON not at all if they are shorter, and bytes beyond
-                are dropped.
+            content_length: how many bytes the body will have, where its framing says so; 0 for the answer to HEAD.
+                Bytes beyond are dropped, and `end_response` refuses a shorter body. What passes through is then signed
+                with its last byte instead of after it.
 
         Raises:
             UsageError: `out_of_order` if called twice; `bad_length` if the length is negative.
@@ -205,11 +210,12 @@ class Exchange:
         self._expect(_State.REQUEST)
         if content_length is not None and content_length < 0:
             raise UsageError("A body has no negative length; None stands for an unknown one.", code="bad_length")
+        if status not in _BODILESS:
+            self._remaining = content_length
         if not 200 <= status <= 299:
             self._state = _State.UNSIGNED
             self.keeps_length = True
             return
-        self._declared = content_length
         media_type = (content_type or "").partition(";")[0].strip().lower()
         if (content_encoding or "identity").strip().lower() != "identity":
             self._start_raw()
@@ -237,6 +243,9 @@ class Exchange:
         Raises:
             UsageError: `out_of_order` before the response's head.
         """
+        if self._remaining is not None:
+            chunk = chunk[: self._remaining]
+            self._remaining -= len(chunk)
         match self._state:
             case _State.EVENT_STREAM:
                 assert self._scanner is not None
@@ -263,7 +272,16 @@ class Exchange:
 
         Raises:
             UsageError: `out_of_order` before the response's head.
+            MalformedError: `response_incomplete` if fewer bytes came than were declared. Nothing is signed then, and
+                the client's response must be broken off, or be an error if nothing of it has gone out.
         """
+        if self._remaining and self._state is not _State.SIGNED:
+            self._state = _State.UNSIGNED
+            self._collected.clear()
+            raise MalformedError(
+                f"{self._remaining} bytes of the response are missing: break the client's off as well.",
+                code="response_incomplete",
+            )
         out = b""
         match self._state:
             case _State.REQUEST:
@@ -276,16 +294,11 @@ class Exchange:
                     self._sign(self._scanner.event_id)
                 else:
                     self._state = _State.UNSIGNED
-            case _State.RAW if self._remaining:
-                self._state = _State.UNSIGNED
             case _State.RAW:
                 self._sign(None)
             case _State.JSON:
-                document = b"".join(self._collected)[: self._declared]
+                document = b"".join(self._collected)
                 self._collected.clear()
-                if self._declared is not None and len(document) < self._declared:
-                    self._state = _State.UNSIGNED
-                    return document
                 out, chat_id = self._with_id(document)
                 self._response.update(out)
                 self._sign(chat_id)
@@ -293,7 +306,6 @@ class Exchange:
 
     def _start_raw(self) -> None:
         self._state = _State.RAW
-        self._remaining = self._declared
         self.keeps_length = True
 
     def _collect(self, chunk: bytes) -> bytes:
@@ -310,9 +322,6 @@ class Exchange:
         return b""
 
     def _receive_raw(self, chunk: bytes) -> bytes:
-        if self._remaining is not None:
-            chunk = chunk[: self._remaining]
-            self._remaining -= len(chunk)
         self._response.update(chunk)
         if self._remaining == 0:
             self._sign(None)

@@ -26,7 +26,7 @@ from typing import Any, Final
 import anyio
 import httpcore
 
-from teesign import Exchange, SigningPair, TextVersion
+from teesign import Exchange, MalformedError, SigningPair, TextVersion
 
 from .bodies import prepare_json
 from .errors import BackendError, HttpError
@@ -253,7 +253,10 @@ class Relay:
                 if not reply.status:
                     await reply.start(response.status, headers + _declared_length(response))
                 await reply.body(out, more=True)
-        out = exchange.end_response()
+        try:
+            out = exchange.end_response()
+        except MalformedError:  # as the pools of this package say themselves; one that was passed in may not
+            raise BackendError("closed") from None
         await self._finish(response, reply, headers, exchange, out, outcome)
 
     async def _finish(
