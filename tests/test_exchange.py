@@ -323,16 +323,6 @@ def test_text_version_2_names_the_model() -> None:
     assert verify_exchange(REQUEST, b"x", exchange.signed.chat).model == "org/m:1"
 
 
-def test_text_version_2_without_a_model_names_none() -> None:
-    """The name is empty where an embedding program gives none; the colon behind it stays."""
-    exchange = Exchange(fixed_pair(), id_prefix="x", random=counting_random(), text_version="v2")
-    exchange.receive_request(REQUEST)
-    exchange.start_response(200, AUDIO)
-    exchange.end_response()
-    assert exchange.signed
-    assert exchange.signed.chat.text == f":{sha256(REQUEST).hexdigest()}:{sha256().hexdigest()}"
-
-
 def test_an_unknown_text_version_is_refused() -> None:
     """Nobody could verify it."""
     with pytest.raises(UsageError) as caught:
@@ -340,10 +330,11 @@ def test_an_unknown_text_version_is_refused() -> None:
     assert caught.value.code == "bad_text_version"
 
 
-def test_a_model_that_is_no_text_is_refused() -> None:
-    """At the beginning: an exchange must not fail when it signs."""
-    with pytest.raises(UsageError) as caught:
-        Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random(), text_version="v2", model="\ud800")
+@pytest.mark.parametrize("model", ["", "\ud800"], ids=["left out", "no text"])
+def test_a_model_that_cannot_be_named_is_refused(model: str) -> None:
+    """At the beginning: an exchange must not fail when it signs, nor sign a text that is to name one and does not."""
+    with pytest.raises(UsageError, match="name") as caught:
+        Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random(), text_version="v2", model=model)
     assert caught.value.code == "bad_model"
 
 

@@ -36,11 +36,17 @@ def test_a_genuine_exchange_verifies() -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["", "m", "org/model", "with:colon", "日本"])
+@pytest.mark.parametrize("model", ["m", "org/model", "with:colon", ":", "日本"])
 def test_a_text_with_the_models_name_verifies(model: str) -> None:
     """The name is everything before the two digests, colons included."""
     chat = fixed_pair().sign(signed_text(*DIGESTS, version="v2", model=model))
     assert verify_exchange(REQUEST, RESPONSE, chat).model == model
+
+
+def test_a_text_with_an_empty_name_names_no_model() -> None:
+    """Its digests are as good as any, but who has not said a name has not said which model answered."""
+    chat = fixed_pair().sign(f":{TEXT}")
+    assert verify_exchange(REQUEST, RESPONSE, chat).model is None
 
 
 def test_addresses_are_compared_without_case() -> None:

@@ -67,6 +67,14 @@ def test_what_is_not_established_is_listed() -> None:
     assert [item for item in unnamed if item not in named] == ["which model answered: the signed text names none"]
 
 
+def test_a_text_with_an_empty_name_leaves_open_which_model_answered() -> None:
+    """It is shown and listed as a text that names none."""
+    verified = verify_answer(REQUEST, RESPONSE, basic(f":{signed_text(*DIGESTS)}"), algorithm="ecdsa", address=ADDRESS)
+    assert verified.model is None
+    assert verified.steps[0].value == "two digests"
+    assert "which model answered: the signed text names none" in verified.not_established
+
+
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded["name"])
 @pytest.mark.parametrize("write", [str, str.lower, str.upper])
 def test_recorded_answers_verify(recorded: dict[str, Any], write: Callable[[str], str]) -> None:

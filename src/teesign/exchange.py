@@ -88,7 +88,8 @@ class Exchange:
         model: the model's name, for text version "v2".
 
     Raises:
-        UsageError: `bad_text_version` if there is no such form; `bad_model` if the name cannot be encoded as UTF-8.
+        UsageError: `bad_text_version` if there is no such form; `bad_model` if version "v2" is to name a model, and the
+            name is empty or cannot be encoded as UTF-8.
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
@@ -363,6 +364,8 @@ def _check_version(version: str, model: str) -> None:
         raise UsageError(
             f'There is no signed text of version "{version}"; there are v1 and v2.', code="bad_text_version"
         )
+    if not model:
+        raise UsageError('Text version "v2" names the model: pass its name as `model`.', code="bad_model")
     try:
         model.encode()
     except UnicodeEncodeError as error:

@@ -45,7 +45,7 @@ class VerifiedExchange(msgspec.Struct, frozen=True):
 
 
 def parse_signed_text(text: str) -> tuple[str | None, str, str]:
-    """Return the parts of a signed text: the model's name (None in the first form), and both digests in hex.
+    """Return the parts of a signed text: the model's name (None where it names none), and both digests in hex.
 
     Raises:
         VerificationError: `bad_text` if it does not end in two digests.
@@ -53,7 +53,8 @@ def parse_signed_text(text: str) -> tuple[str | None, str, str]:
     *model, request_sha256, response_sha256 = text.rsplit(":", 2) if ":" in text else ("", "")
     if len(request_sha256) != 64 or len(response_sha256) != 64:
         raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
-    return (model[0] if model else None), request_sha256, response_sha256
+    # An empty name is none: servers have to have one.
+    return "".join(model) or None, request_sha256, response_sha256
 
 
 def verify_digest(name: Literal["request", "response"], body: bytes, digest: str) -> str:
