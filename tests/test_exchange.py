@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 def new_exchange() -> Exchange:
     """Return an exchange with fixed keys and predictable ids."""
-    return Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random())
+    return Exchange(fixed_pair(), id_prefix="chatcmpl", random=counting_random(), target=b"/v1/x")
 
 
 def relay(
@@ -264,13 +264,33 @@ def test_a_request_without_a_body_is_its_target() -> None:
     verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat)
 
 
-def test_a_request_without_a_body_or_a_target_is_nothing() -> None:
-    """An embedding program that gives no target gets the digest of no bytes."""
-    exchange = new_exchange()
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_request_without_a_body_or_a_target_is_refused(status: int) -> None:
+    """Signed, it could be any: all of them have the digest of no bytes. The refused call changes nothing."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random())
+    exchange.receive_request(b"")
+    with pytest.raises(UsageError, match="`target`") as caught:
+        exchange.start_response(status, AUDIO)
+    assert caught.value.code == "target_missing"
+    exchange.receive_request(REQUEST)
+    exchange.start_response(status, AUDIO)
+
+
+def test_a_request_whose_digest_was_replaced_needs_no_target() -> None:
+    """The gateway in front has said what it is."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random())
+    exchange.replace_request_digest("ab" * 32)
     exchange.start_response(200, AUDIO)
     exchange.end_response()
     assert exchange.signed
-    verify_exchange(b"", b"", exchange.signed.chat)
+
+
+@pytest.mark.parametrize("target", ["/v1/x", None, bytearray(b"/v1/x")])
+def test_a_target_that_is_not_bytes_is_refused(target: object) -> None:
+    """At the beginning, and not by the first request without a body when it is to be signed."""
+    with pytest.raises(UsageError, match="bytes") as caught:
+        Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=target)  # type: ignore[arg-type]  # the mistake in question
+    assert caught.value.code == "bad_target"
 
 
 def test_the_target_does_not_count_beside_a_body() -> None:

@@ -83,13 +83,14 @@ class Exchange:
         pair: the keys to sign with.
         id_prefix: what an inserted id starts with, without the dash: "chatcmpl".
         random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
-        target: the raw request target, `path` or `path?query`, which stands for the body of a request without one.
+        target: the raw request target, `path` or `path?query`, which stands for the body of a request without one
+            and is needed for no other.
         text_version: the form of the signed text, see `teesign.signing.signed_text`.
         model: the model's name, for text version "v2".
 
     Raises:
-        UsageError: `bad_text_version` if there is no such form; `bad_model` if version "v2" is to name a model, and the
-            name is empty or cannot be encoded as UTF-8.
+        UsageError: `bad_target` if the target is not bytes; `bad_text_version` if there is no such form; `bad_model`
+            if version "v2" is to name a model, and the name is empty or cannot be encoded as UTF-8.
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
@@ -132,6 +133,8 @@ class Exchange:
         text_version: TextVersion = "v1",
         model: str = "",
     ) -> None:
+        if not isinstance(target, bytes):
+            raise UsageError("The target is bytes, as they stood in the request line.", code="bad_target")
         if text_version != "v1":
             _check_version(text_version, model)
         self._pair = pair
@@ -206,9 +209,16 @@ class Exchange:
                 with its last byte instead of after it.
 
         Raises:
-            UsageError: `out_of_order` if called twice; `bad_length` if the length is negative.
+            UsageError: `out_of_order` if called twice; `bad_length` if the length is negative; `target_missing` if
+                there is nothing to tell the request from others: no byte of a body, no target and no digest in place
+                of them.
         """
         self._expect(_State.REQUEST)
+        if self._request_is_empty and not self._target and self._request_digest is None:
+            raise UsageError(
+                "A request without a body is signed as its target: pass that as `target`, or the body before this.",
+                code="target_missing",
+            )
         if content_length is not None and content_length < 0:
             raise UsageError("A body has no negative length; None stands for an unknown one.", code="bad_length")
         if status not in _BODILESS:
