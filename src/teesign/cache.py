@@ -53,7 +53,7 @@ class SignatureStore(Protocol):
 
 
 class SignatureCache:
-    """An in-memory map from id to `SignedChat`, bounded in time and in number. Not thread-safe.
+    """An in-memory map from id to `SignedChat`, bounded in time and in number. Not thread-safe: in threads, use a lock.
 
     Args:
         ttl: how long an entry answers, in the clock's unit (seconds); positive.
