@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 import httpx2
@@ -49,6 +49,7 @@ from teesign.verify.steps import Passed
 Result = TypeVar("Result")
 NONCE = b"\7" * 32
 QUOTE = INTEL.quote(bytes(64)).quote
+REFUSAL = b'{"error": {"message": "bad", "type": "bad_request", "param": null, "code": null}}'
 REQUEST, RESPONSE = b'{"model":"m","messages":[]}', b'{"id":"chatcmpl-7","choices":[]}'
 
 
@@ -273,10 +274,37 @@ def test_simulated_reports_need_no_collateral() -> None:
         assert failure(attesting(server_of(running), trust(collateral=None))).code == "simulated"
 
 
-def test_a_policy_can_ask_for_the_tls_key(genuine: Stack) -> None:
-    """Without TLS there is no such key: the server refuses, and a report without it would fail."""
-    error = failure(attesting(server_of(genuine), trust(Policy(require_tls_key=True))))
-    assert error.code == "bad_status"
+def test_nothing_is_asked_without_tls_where_its_key_has_to_be_bound(server: Backend) -> None:
+    """There is no such key, whatever a report says: the token stays here, too."""
+    error = failure(attesting(url_of(server), trust(Policy(require_tls_key=True))))
+    assert (type(error), error.code) == (VerificationError, "tls_key_missing")
+    assert "https" in str(error)
+    assert server.connections == 0
+
+
+def test_a_server_that_binds_no_tls_key_is_told_from_one_in_trouble(genuine: Stack) -> None:
+    """Asking again would not help: its operator has to give it the certificate."""
+    error = failure(fetch_report(server_of(genuine), NONCE, bind_tls=True))
+    assert (type(error), error.code) == (VerificationError, "tls_key_not_bound")
+    assert "TLS_CERT_PATH" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "bind_tls"),
+    [
+        pytest.param(400, REFUSAL, False, id="no-key-was-asked-for"),
+        pytest.param(503, REFUSAL, True, id="another-status"),
+        pytest.param(400, REFUSAL.replace(b"bad_request", b"invalid_request_error"), True, id="another-type"),
+        pytest.param(400, b"<html>The plain HTTP request was sent to HTTPS port</html>", True, id="no-json"),
+        pytest.param(400, b'{"error": "bad_request"}', True, id="another-form"),
+        pytest.param(400, b'{"type": "bad_request"}', True, id="no-error-named"),
+    ],
+)
+def test_no_other_refusal_is_taken_for_that(server: Backend, status: int, body: bytes, *, bind_tls: bool) -> None:
+    """Whatever is in front of a server may answer 400 for reasons of its own."""
+    server.play(answer(status, body))
+    error = failure(fetch_report(url_of(server), NONCE, bind_tls=bind_tls))
+    assert (error.code, cast(FetchError, error).status) == ("bad_status", status)
 
 
 def test_other_roots_are_not_trusted(genuine: Stack) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from authorities import ROOTS
 from backend import Backend, Call, answer, json_answer
@@ -412,6 +413,31 @@ def test_a_server_with_a_certificate_of_ones_own_authority(development: Stack, t
     assert "(unreachable: [SSL: CERTIFICATE_VERIFY_FAILED]" in result.output
     assert "SSL_CERT_FILE" in result.output
     assert "does it run?" not in result.output
+
+
+def test_a_policy_that_binds_the_tls_key_takes_https(tmp_path: Path) -> None:
+    """An address without it is refused before anything is sent."""
+    policy = write(tmp_path / "policy.json", '{"require_tls_key": true}')
+    with Backend() as server:
+        result = run(server.url, "--policy", policy)
+        assert server.connections == 0
+    assert result.exit_code == 1
+    assert "(tls_key_missing)" in result.output
+    assert "https" in result.output
+
+
+def test_a_policy_that_binds_the_tls_key_takes_a_server_that_does(
+    development: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without a certificate of its own fails the policy, and nobody is told to try again."""
+    monkeypatch.setattr(command, "_client", lambda: httpx.Client(verify=False))
+    policy = write(tmp_path / "policy.json", '{"require_tls_key": true}')
+    with tls_front(development.client.port, tmp_path, "own") as port:
+        result = run(f"https://127.0.0.1:{port}", "--policy", policy)
+    assert result.exit_code == 1
+    assert "(tls_key_not_bound)" in result.output
+    assert "operator has to set TLS_CERT_PATH" in " ".join(result.output.split())
+    assert "try again" not in result.output
 
 
 def test_whoever_interrupts_has_not_seen_a_check_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ WHOLE = b'{"id":"chatcmpl-1"}'
 EVENTS = [b'data: {"id":"chatcmpl-s","n":%d}\n\n' % number for number in range(3)]
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
+BINDING = trust(Policy(require_tls_key=True))
 OTHER_PAIR = SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
 
 
@@ -706,10 +707,21 @@ async def test_asynchronous_bodies_verify(server: Stack) -> None:
         assert "teesign" in (await ask.post(url_of(server), content=pieces())).extensions
 
 
-def test_without_tls_a_policy_that_binds_it_fails(server: Stack) -> None:
-    """The server has no certificate to bind."""
-    with client(trust=trust(Policy(require_tls_key=True))) as ask, pytest.raises(FetchError):
-        ask.post(url_of(server), json={})
+def test_nothing_is_sent_without_tls_where_its_key_has_to_be_bound() -> None:
+    """Not even the token: no report could bind a key that the connection does not have."""
+    with Backend() as listening, client(trust=BINDING) as ask, pytest.raises(VerificationError) as caught:
+        ask.post(f"{listening.url}{CHAT}", json={})
+    assert (caught.value.code, listening.connections) == ("tls_key_missing", 0)
+
+
+def test_a_server_that_binds_no_tls_key_is_named_as_such(server: Stack, tmp_path: Path) -> None:
+    """It runs behind TLS, and was not told of the certificate: nothing is sent to it, however often one tries."""
+    with tls_front(server.client.port, tmp_path, "own") as port, client(trust=BINDING) as ask:
+        for _ in range(2):
+            with pytest.raises(VerificationError) as caught:
+                ask.post(f"https://127.0.0.1:{port}{CHAT}", json={})
+            assert caught.value.code == "tls_key_not_bound"
+    assert not server.backend.calls
 
 
 class TwoEnds(httpx.BaseTransport):
@@ -763,9 +775,6 @@ class Fronts:
     def url(self, path: str = CHAT, *, other: bool = False) -> str:
         """Return a URL at one of the two."""
         return f"https://127.0.0.1:{self.other if other else self.port}{path}"
-
-
-BINDING = trust(Policy(require_tls_key=True))
 
 
 @pytest.fixture(scope="module")

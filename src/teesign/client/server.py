@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ..attestation import NONCE_LENGTH
-from ..errors import VerificationError
+from ..errors import FetchError, VerificationError
 from ..identifiers import MAX_STORED_ID
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
@@ -107,11 +107,31 @@ def fetch_report(server: Server, nonce: bytes, *, bind_tls: bool = False) -> Flo
         The answer, whose body is the report as it came.
 
     Raises:
+        VerificationError: `tls_key_not_bound` if a report that binds the TLS key was asked for, and refused.
         FetchError: `bad_status`.
     """
     binding = {"include_tls_fingerprint": "true"} if bind_tls else {}
     question = server.question(_REPORT, "/v1/attestation/report", nonce=nonce.hex(), **binding)
-    return question.expect((yield question))
+    answer = yield question
+    # All else in this question is as it must be; but what is in front of a server has errors 400 of its own.
+    if bind_tls and _is_bad_request(answer):
+        raise VerificationError(
+            f"{question.host} refused (400) to bind its TLS key into a report, as servers without TLS_CERT_PATH do.",
+            code="tls_key_not_bound",
+        )
+    return question.expect(answer)
+
+
+def _is_bad_request(answer: Answer) -> bool:
+    """Tell whether a server of this family refuses a question: docs/wire-contract.md, "Errors"."""
+    if answer.status != 400:
+        return False
+    try:
+        body = decode_object(_REPORT, answer.body)
+    except FetchError:
+        return False
+    error = body.get("error")
+    return isinstance(error, dict) and error.get("type") == "bad_request"
 
 
 def fetch_signature(server: Server, signature_id: str) -> Flow[bytes]:
@@ -153,11 +173,17 @@ def attest(
         passed: called after each step that has passed.
 
     Raises:
-        VerificationError: as `verify_report` raises it.
+        VerificationError: as `verify_report` raises it; `tls_key_missing` before anything is sent, if the policy asks
+            for the TLS key, and the address is none with https; `tls_key_not_bound` as from `fetch_report`.
         FetchError: `bad_status` or `bad_answer` where a report or collateral cannot be had.
     """
-    nonce = random(NONCE_LENGTH)
     policy = trust.policy
+    if policy.require_tls_key and not server.url.lower().startswith("https:"):
+        raise VerificationError(
+            "The policy asks for the connection's TLS key in the report: give an address that begins with https.",
+            code="tls_key_missing",
+        )
+    nonce = random(NONCE_LENGTH)
     answer = yield from fetch_report(server, nonce, bind_tls=policy.require_tls_key)
     report = decode_object(_REPORT, answer.body)
     spki_sha256 = answer.spki_sha256 if policy.require_tls_key else None

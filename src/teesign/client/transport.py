@@ -130,8 +130,8 @@ class VerifyingTransport(_Configured, _Transport):
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
             `verify_report` and `verify_answer`: `signature_missing`, `answer_incomplete`, `request_incomplete`,
-            `request_changed`, `encoded_answer`, `stream_hash_mismatch`, `tls_key_mismatch` and
-            `quote_without_certificate`.
+            `request_changed`, `encoded_answer`, `stream_hash_mismatch`, `tls_key_missing`, `tls_key_not_bound`,
+            `tls_key_mismatch` and `quote_without_certificate`.
         FetchError: what the check needs could not be fetched.
     """
 

@@ -53,6 +53,10 @@ _BY_CODE: Final = {
         "passes off another machine's quote."
     ),
     "tls_key_missing": "The policy wants the connection's TLS key in the report: that takes https.",
+    "tls_key_not_bound": (
+        "The policy wants the connection's TLS key in the report, and the server binds none: its operator has to set "
+        "TLS_CERT_PATH. Without it nobody can tell whether the connection ends in the attested machine."
+    ),
     "tls_key_mismatch": "The connection ends elsewhere than in the attested machine: somebody can read along.",
     # event log and software
     "bad_event_log": "What was started in the machine cannot be told from this event log.",
