@@ -512,6 +512,16 @@ def test_a_prompt_is_never_sent_twice(server: Backend) -> None:
     assert len(server.calls) == 1
 
 
+def test_a_server_without_reports_is_told_where_they_were_looked_for(server: Backend) -> None:
+    """Somebody may have left out the path below which it is mounted. Nonce and credentials are not shown."""
+    server.play(answer(404, b"{}"))
+    url = f"{server.url}/llm/".replace("://", "://user:canary@")
+    error = failure(fetch_report(Server(url, "Bearer canary"), NONCE))
+    assert (error.code, cast(FetchError, error).status) == ("bad_status", 404)
+    assert " /llm/v1/attestation/report." in str(error)
+    assert not any(secret in str(error) for secret in ("canary", NONCE.hex()))
+
+
 @pytest.mark.parametrize(
     ("url", "code"),
     [("http://127.0.0.1:1", "unreachable"), ("ftp://127.0.0.1", "unreachable"), ("http://a\0b", "bad_url")],

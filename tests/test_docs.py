@@ -12,15 +12,19 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from backend import Backend, event_stream
 from prometheus_client.parser import text_string_to_metric_families
 from raw_backend import PATIENCE, RawBackend, Served, in_turn
+from servers import TOKEN, serve
 
 from soak.__main__ import FIGURES
 from teesign import Exchange, MalformedError, SignedChat, VerifiedExchange, verify_answer
+from teesign.client import VerifyingTransport
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
-from teesign.verify.policy import Policy, policy_members
+from teesign.verify.policy import Policy, parse_policy, policy_members
 from teesign_asgi.metrics import Metrics
 from teesign_asgi.observe import backend_error_fields
 from teesign_asgi.relay import _NAMED_REQUEST_HEADERS, _NAMED_RESPONSE_HEADERS, Outcome
@@ -197,6 +201,23 @@ async def test_the_example_of_mounting_works(monkeypatch: pytest.MonkeyPatch, ca
         assert names["proxy"].pair
     assert "DEV is on" in caplog.text
     assert "VLLM_BASE_URL" not in caplog.text
+
+
+def test_the_example_of_mounting_is_verified_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What README mounts, on a real server, is found by the transport that docs/verifying.md shows for it."""
+    (shown,) = re.findall(r"`(VerifyingTransport\(.*prefix=.*\))`", VERIFYING)
+    with Backend() as backend:
+        backend.play(event_stream(b'data: {"id":"chatcmpl-s"}\n\n', b"data: [DONE]\n\n"))
+        for name, value in {"MODEL_NAME": "m", "TOKEN": TOKEN, "DEV": "1", "VLLM_BASE_URL": backend.url}.items():
+            monkeypatch.setenv(name, value)
+        with serve(run(EXAMPLES[2])["gateway"], "uvicorn") as port:
+            policy = '{"policy": "UnsafeSimulatedPolicy"}'
+            names = {"policy_json": policy, "parse_policy": parse_policy, "VerifyingTransport": VerifyingTransport}
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx2.Client(transport=eval(shown, names), headers=headers) as client:
+                answered = client.post(f"http://127.0.0.1:{port}/llm/v1/chat/completions", json={"stream": True})
+    assert answered.content.endswith(b"data: [DONE]\n\n")
+    assert "teesign" in answered.extensions
 
 
 def test_every_chat_shown_declares_its_json() -> None:

@@ -27,7 +27,7 @@ from servers import TOKEN, Stack, serve, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from teesign import FetchError, Quote, SigningPair, VerificationError
+from teesign import FetchError, Quote, SigningPair, UsageError, VerificationError
 from teesign.client import (
     AsyncVerifyingTransport,
     Server,
@@ -394,18 +394,52 @@ def test_every_kind_of_response_verifies(server: Stack, script: Script, family: 
         assert "teesign" in ask.get(url_of(server, "/whatever")).extensions
 
 
-def test_a_mounted_server_is_found_below_its_prefix() -> None:
-    """Report and signature are asked for below it, and so is what is not signed."""
+@pytest.fixture(scope="module")
+def mounted() -> Iterator[str]:
+    """The address of a proxy below a path of another application."""
     with Backend() as backend:
         backend.play(answer(200, WHOLE, b"content-type: application/json", b"connection: close"))
         sources = Sources(quotes=GenuineQuotes(), gpus=GenuineGpus())
         app = App(settings_for(backend.url, dev=False), pair=fixed_pair(), sources=sources)
         host = cast(ASGIApp, Starlette(routes=[Mount("/llm", app=cast(Any, app))]))
-        with serve(host, "uvicorn") as port, client(prefix="/llm") as ask:
-            url = f"http://127.0.0.1:{port}/llm"
-            assert "teesign" in ask.post(f"{url}{CHAT}", json={}).extensions
-            assert "teesign" in ask.get(f"{url}/other?x").extensions
-            assert "teesign" not in ask.get(f"{url}/v1/models").extensions
+        with serve(host, "uvicorn") as port:
+            yield f"http://127.0.0.1:{port}/llm"
+
+
+@pytest.mark.parametrize("prefix", ["/llm", "/llm/", "/llm/v1", "/llm/v1/"])
+def test_a_mounted_server_is_found_below_its_prefix(mounted: str, prefix: str) -> None:
+    """Report and signature are asked for below it, and so is what is not signed; with /v1 it is as good as without."""
+    with client(prefix=prefix) as ask:
+        assert "teesign" in ask.post(f"{mounted}{CHAT}", json={}).extensions
+        assert "teesign" in ask.get(f"{mounted}/other?x").extensions
+        assert "teesign" not in ask.get(f"{mounted}/v1/models").extensions
+
+
+def test_whoever_forgets_the_prefix_is_told(mounted: str) -> None:
+    """Where the report was looked for, and what to write."""
+    with client() as ask, pytest.raises(FetchError) as caught:
+        ask.post(f"{mounted}{CHAT}", json={})
+    assert (caught.value.code, caught.value.status) == ("bad_status", 404)
+    assert f" {REPORT}." in str(caught.value)
+    assert "prefix=" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["/", "/v1", "/v1/"])
+def test_a_server_that_is_not_mounted_needs_no_prefix(server: Stack, prefix: str) -> None:
+    """What clients write behind every address is none."""
+    with client(prefix=prefix) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+
+
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
+@pytest.mark.parametrize(
+    "prefix", ["llm", "v1", "https://example.org/llm", "//example.org", "/llm?x", "/llm#x", "/l lm", "/llm\n", "/é"]
+)
+def test_what_can_be_no_prefix_is_refused_at_once(made: Any, prefix: str) -> None:
+    """It would lead to no server, or to another one."""
+    with pytest.raises(UsageError, match='like "/llm"') as caught:
+        made(Policy(), prefix=prefix)
+    assert caught.value.code == "bad_prefix"
 
 
 def test_events_come_as_they_are_made(server: Stack) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -113,6 +113,13 @@ def fetch_report(server: Server, nonce: bytes, *, bind_tls: bool = False) -> Flo
     binding = {"include_tls_fingerprint": "true"} if bind_tls else {}
     question = server.question(_REPORT, "/v1/attestation/report", nonce=nonce.hex(), **binding)
     answer = yield question
+    if answer.status == 404:
+        raise FetchError(
+            f"Asked for {_REPORT}, {question.host} answered 404: it has none at {urlsplit(question.url).path}. If the "
+            "server is mounted below a path, say so: in its address, or to a verifying transport with prefix=.",
+            code="bad_status",
+            status=404,
+        )
     # All else in this question is as it must be; but what is in front of a server has errors 400 of its own.
     if bind_tls and _is_bad_request(answer):
         raise VerificationError(

@@ -117,7 +117,8 @@ class VerifyingTransport(_Configured, _Transport):
             first request.
         algorithm: which of the server's keys to attest, and whose signatures to check.
         model: the model's name, for servers that want it in the query of report and signature.
-        prefix: the path below which the server is mounted: "/llm" for "https://example.org/llm/v1/chat/completions".
+        prefix: the path below which the server is mounted: "/llm" for "https://example.org/llm/v1/chat/completions";
+            "/llm/v1" will do as well.
         verified: called with each answer that was verified, before its last bytes are released. What it raises takes
             the place of the answer.
         max_age: seconds that an attestation serves.
@@ -126,6 +127,9 @@ class VerifyingTransport(_Configured, _Transport):
         random: returns that many unpredictable bytes, for nonces.
         clock: seconds since 1970, UTC, at which collateral and certificates must be valid.
         monotonic: seconds on a clock that is never set, for `max_age`.
+
+    Raises:
+        UsageError: `bad_prefix` if `prefix` can be none.
 
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import VerificationError
+from ..errors import UsageError, VerificationError
 from ..signing import SigningAlgorithm
 from .flow import Flow
 from .observed import ObservedExchange, VerifiedResponse, is_signed
@@ -21,11 +22,17 @@ request its method if its answer has to be verified."""
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 """Event streams have no other charset (HTML standard, section 9.2.5)."""
 
+_PATH: Final = re.compile(r"(?:/[\w.~!$&'()*+,;=:@%-]+)*", re.ASCII)
+"""A path as it stands in a URL (RFC 3986, section 3.3), or none."""
+
 
 class Verifier:
     """The servers that were attested, and the flows for attesting them and for checking their answers.
 
     The arguments are those of `VerifyingTransport`.
+
+    Raises:
+        UsageError: `bad_prefix`.
     """
 
     def __init__(
@@ -44,7 +51,7 @@ class Verifier:
         self._trust: Final = trust
         self._algorithm: Final[SigningAlgorithm] = algorithm
         self._model: Final = model
-        self._prefix: Final = prefix.rstrip("/")
+        self._prefix: Final = _usable(prefix)
         self._verified: Final = verified
         self._max_age: Final = max_age
         self._random: Final = random
@@ -119,3 +126,14 @@ class Verifier:
         )
         response.extensions[EXTENSION] = result
         self._verified(result)
+
+
+def _usable(prefix: str) -> str:
+    """Return a prefix without /v1, which many write too, since clients want it, and without a slash at its end."""
+    path = prefix.rstrip("/").removesuffix("/v1")
+    if not _PATH.fullmatch(path):
+        raise UsageError(
+            'The prefix must be the path between the host and /v1, as it stands in the URL, like "/llm".',
+            code="bad_prefix",
+        )
+    return path
