@@ -34,8 +34,11 @@ from teesign.client import (
     VerifiedResponse,
     VerifyingTransport,
     ask_with,
+    ask_with_async,
+    fetch_report,
     round_trip,
     run,
+    run_async,
 )
 from teesign.sources import Sources
 from teesign.testing import ManualClock, fixed_pair
@@ -931,6 +934,91 @@ async def test_the_tls_key_is_bound_asynchronously(fronts: Fronts) -> None:
             await ask.post(fronts.url(), json={})
     assert caught.value.code == "tls_key_mismatch"
     assert len(fronts.backend.calls) == 1
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_no_prompt_follows_a_report_that_failed(fronts: Fronts, family: Any) -> None:
+    """Nobody knows at which key the connection of a report ends before that was verified: nothing else goes over it."""
+    fronts.backend.play(answer(404, b"{}"))  # not signed: it keeps its connection for as long as it is not read
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy:
+        inner = family.HTTPTransport(proxy=proxy.url, verify=False)
+        with client(family, trust=BINDING, inner=inner, monotonic=now, max_age=60.0) as ask:
+            with ask.stream("POST", fronts.url(), json={}) as error:
+                now.advance(60.0)
+                proxy.port = fronts.other
+                with pytest.raises(VerificationError) as caught:
+                    ask.post(fronts.url(), json={})
+                proxy.port = fronts.port
+                error.read()
+            ask.post(fronts.url(), json={})
+            with ask.stream("POST", fronts.url(), json={}):
+                assert ask.post(fronts.url(), json={"a": "prompt"}).status_code == 404
+    assert caught.value.code == "report_data_mismatch"
+
+
+class Http2(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers as over HTTP/2, where no header ends a connection.
+
+    Attributes:
+        closed: whether the connection was closed.
+    """
+
+    closed = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002 - the overridden method's name
+        """Say over what the answer came."""
+        return httpx.Response(200, content=b"{}", extensions={"http_version": b"HTTP/2", "network_stream": self})
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Likewise."""
+        return self.handle_request(request)
+
+    def get_extra_info(self, name: str) -> None:
+        """Have no TLS."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.closed = True
+
+    async def aclose(self) -> None:
+        """Likewise."""
+        self.close()
+
+
+@pytest.mark.parametrize("bind_tls", [True, False])
+@pytest.mark.anyio
+async def test_the_connection_of_a_report_is_closed_over_http_2_too(bind_tls: bool) -> None:  # noqa: FBT001 - a column
+    """Where the report binds its key."""
+    server = Server("https://localhost")
+    inner, async_inner = Http2(), Http2()
+    with httpx.Client(transport=inner) as ask:
+        run(fetch_report(server, bytes(32), bind_tls=bind_tls), ask_with(ask))
+        assert inner.closed is bind_tls
+    async with httpx.AsyncClient(transport=async_inner) as ask_async:
+        await run_async(fetch_report(server, bytes(32), bind_tls=bind_tls), ask_with_async(ask_async))
+        assert async_inner.closed is bind_tls
+
+
+@pytest.mark.anyio
+async def test_no_prompt_follows_a_report_that_failed_asynchronously(fronts: Fronts) -> None:
+    """On both event loops."""
+    fronts.backend.play(answer(404, b"{}"))
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy:
+        inner = httpx2.AsyncHTTPTransport(proxy=proxy.url, verify=False)
+        async with async_client(httpx2, trust=BINDING, inner=inner, monotonic=now, max_age=60.0) as ask:
+            async with ask.stream("POST", fronts.url(), json={}) as error:
+                now.advance(60.0)
+                proxy.port = fronts.other
+                with pytest.raises(VerificationError) as caught:
+                    await ask.post(fronts.url(), json={})
+                proxy.port = fronts.port
+                await error.aread()
+            await ask.post(fronts.url(), json={})
+            async with ask.stream("POST", fronts.url(), json={}):
+                assert (await ask.post(fronts.url(), json={"a": "prompt"})).status_code == 404
+    assert caught.value.code == "report_data_mismatch"
 
 
 @pytest.mark.parametrize("absent", ["httpx", "httpx2"])

@@ -486,6 +486,7 @@ ROWS: dict[str, Row] = {
         (
             "test_verifying_transport.py::test_no_prompt_goes_to_another_tls_key",
             "test_verifying_transport.py::test_no_prompt_goes_through_a_tunnel_to_another_tls_key",
+            "test_verifying_transport.py::test_no_prompt_follows_a_report_that_failed",
         ),
         FAR_END,
     ),

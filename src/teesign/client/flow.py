@@ -34,6 +34,7 @@ class Question(msgspec.Struct, frozen=True):
         body: JSON to POST; None to GET.
         spki_sha256: SHA-256 of the TLS key at which the connection must end: nothing is sent over a new one that does
             not, and no answer counts that came over another. None for any.
+        alone: whether nothing else may go over this question's connection after it.
     """
 
     what: str
@@ -41,6 +42,7 @@ class Question(msgspec.Struct, frozen=True):
     authorization: str | None = None
     body: bytes | None = None
     spki_sha256: bytes | None = None
+    alone: bool = False
 
     def __repr__(self) -> str:
         return f"Question({self.what!r}, {self.host!r})"

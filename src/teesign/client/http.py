@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -148,7 +148,7 @@ def _ask_once(
         if question.spki_sha256 is not None:
             request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace
         response = send(request)
-        with closing(response):
+        with closing(response), _last_use(question, response, closing):
             key = tls_key(response)
             for chunk in response.stream:
                 body += chunk
@@ -165,13 +165,11 @@ async def _ask_once_async(
         if question.spki_sha256 is not None:
             request.extensions["trace"] = KeyCheck(request, question.spki_sha256).trace_async
         response = await send(request)
-        try:
+        async with aclosing(response), _last_use(question, response, aclosing):
             key = tls_key(response)
             async for chunk in response.stream:
                 body += chunk
                 _check(question, body)
-        finally:
-            await response.aclose()
     return _answer(response, body, key)
 
 
@@ -179,11 +177,20 @@ def _request(family: ModuleType, question: Question, limit: float) -> Any:
     headers = {"accept": "*/*", "accept-encoding": "identity"}
     if question.authorization is not None:
         headers["authorization"] = question.authorization
+    if question.alone:
+        headers["connection"] = "close"
     if question.body is not None:
         headers["content-type"] = "application/json"
     method = "GET" if question.body is None else "POST"
     limits = dict.fromkeys(("connect", "read", "write", "pool"), limit)
     return family.Request(method, question.url, headers=headers, content=question.body, extensions={"timeout": limits})
+
+
+def _last_use(question: Question, response: Any, close: Callable[[Any], Any]) -> Any:
+    """Return what closes the connection, if it must be: HTTP/2 has no header for that (RFC 9113, section 8.2.2)."""
+    if question.alone and response.extensions.get("http_version") == b"HTTP/2":
+        return close(response.extensions["network_stream"])
+    return nullcontext()
 
 
 def _answer(response: Any, body: bytearray, key: bytes | None) -> Answer:
