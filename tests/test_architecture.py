@@ -90,7 +90,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.steps",
     },
     "client.observed": {"client.flow", "client.server", "errors", "identifiers", "sse", "verify.answer"},
-    "client.verifier": {"client.flow", "client.observed", "client.server", "client.tls", "errors", "signing"},
+    "client.verifier": {
+        "client.bodies",
+        "client.flow",
+        "client.observed",
+        "client.server",
+        "client.tls",
+        "errors",
+        "signing",
+    },
     "client.roundtrip": {
         "client.flow",
         "client.server",

@@ -310,29 +310,37 @@ def test_who_follows_a_redirect_ends_at_a_verified_answer(server: Stack) -> None
 
 @pytest.mark.parametrize("family", [httpx, httpx2])
 @pytest.mark.parametrize(
-    ("status", "target", "code"),
+    ("method", "status", "target", "code"),
     [
-        (303, "/v1/models", "request_changed"),
-        (303, "/v1/responses/another", "request_changed"),
-        (302, "/v1/responses/another", "request_changed"),
-        (307, "/v1/tokenize", "signature_missing"),
+        ("POST", 303, "/v1/models", "request_changed"),
+        ("POST", 303, "/v1/responses/another", "request_changed"),
+        ("POST", 302, "/v1/responses/another", "request_changed"),
+        ("POST", 307, "/v1/tokenize", "signature_missing"),
+        ("GET", 301, "/v1/responses/another", "request_changed"),
+        ("GET", 302, "/v1/responses/another", "request_changed"),
+        ("GET", 307, "/v1/responses/another", "request_changed"),
+        ("GET", 308, "/v1/chat/completions?a=1", "request_changed"),
+        ("DELETE", 307, "/v1/responses/another", "request_changed"),
     ],
 )
 def test_a_redirect_does_not_lead_around_the_check(
-    server: Stack, family: Any, status: int, target: str, code: str
+    server: Stack, family: Any, method: str, status: int, target: str, code: str
 ) -> None:
     """Nobody signs redirects: one to what is not signed would have any answer pass for the one that was asked for.
 
-    And one that drops the body would have the answer to another question pass, if the server signs that.
+    And one that drops the body, or changes the target that stands for it, would have the answer to another question
+    pass, if the server signs that.
     """
+    path = "/v1/responses/mine"
 
     def redirect(call: Call) -> None:
         script = answer(status, b"", b"location: " + target.encode())
-        (script if call.target == CHAT.encode() else json_answer(b'{"id":"chatcmpl-unsigned"}'))(call)
+        (script if call.target == path.encode() else json_answer(b'{"id":"chatcmpl-unsigned"}'))(call)
 
     server.backend.play(redirect)
+    question = {"json": {"a": 1}} if method == "POST" else {}
     with client(family) as ask, pytest.raises(VerificationError) as caught:
-        ask.post(url_of(server), json={"a": 1}, follow_redirects=True)
+        ask.request(method, url_of(server, path), follow_redirects=True, **question)
     assert caught.value.code == code
 
 

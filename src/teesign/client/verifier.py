@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..errors import UsageError, VerificationError
 from ..signing import SigningAlgorithm
+from .bodies import has_body
 from .flow import Flow
 from .observed import ObservedExchange, VerifiedResponse, is_signed
 from .server import Attestation, Server, Trust, attest, fetch_signature
@@ -17,7 +18,7 @@ __all__ = ["EXTENSION", "Verifier"]
 
 EXTENSION: Final = "teesign"
 """Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on, and those of a
-request its method if its answer has to be verified."""
+request what was asked if its answer has to be verified."""
 
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 """Event streams have no other charset (HTML standard, section 9.2.5)."""
@@ -67,13 +68,14 @@ class Verifier:
         to the answer to another question.
 
         Raises:
-            VerificationError: `request_changed` if a redirect has taken the body from a request.
+            VerificationError: `request_changed` if a redirect has taken the body from a request, or led one without to another
+                target.
         """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
         if not path.startswith(f"{self._prefix}/") or is_signed(request.method, path.removeprefix(self._prefix)):
-            request.extensions.setdefault(EXTENSION, request.method)
-        if request.extensions.get(EXTENSION, request.method) != request.method:
+            request.extensions.setdefault(EXTENSION, _question(request))
+        if request.extensions.get(EXTENSION, _question(request)) != _question(request):
             raise VerificationError(
                 "A redirect turned the request into another one, which does not say what was asked.",
                 code="request_changed",
@@ -137,3 +139,8 @@ def _usable(prefix: str) -> str:
             code="bad_prefix",
         )
     return path
+
+
+def _question(request: Any) -> tuple[str, bytes | None]:
+    """Return what a redirect must leave as it is: the method and, where that is what is hashed, the target."""
+    return request.method, None if has_body(request) else request.url.raw_path
