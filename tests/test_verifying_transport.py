@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -774,15 +774,19 @@ class TwoEnds(httpx.BaseTransport):
 
     Attributes:
         port: where everything else goes, if it is set.
+        report: is called with the path of each report that is asked for.
     """
 
     def __init__(self) -> None:
         self.port: int | None = None
+        self.report: Callable[[str], None] = lambda _: None
         self._inner = httpx.HTTPTransport(verify=False)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send all but reports to the other port."""
-        if self.port is not None and request.url.path != REPORT:
+        if request.url.path == REPORT:
+            self.report(REPORT)
+        elif self.port is not None:
             request.url = request.url.copy_with(port=self.port)
         return self._inner.handle_request(request)
 
@@ -796,11 +800,14 @@ class AsyncTwoEnds(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self.port: int | None = None
+        self.report: Callable[[str], None] = lambda _: None
         self._inner = httpx2.AsyncHTTPTransport(verify=False)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send all but reports to the other port."""
-        if self.port is not None and request.url.path != REPORT:
+        if request.url.path == REPORT:
+            self.report(REPORT)
+        elif self.port is not None:
             request.url = request.url.copy_with(port=self.port)
         return await self._inner.handle_async_request(request)
 
@@ -908,6 +915,43 @@ def test_no_answer_from_another_tls_key_counts(fronts: Fronts) -> None:
             with pytest.raises(VerificationError) as caught:
                 ask.request(method, fronts.url(path), json={})
             assert caught.value.code == "tls_key_mismatch"
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_server_with_a_new_tls_key_is_attested_anew(fronts: Fronts, pooled: bool) -> None:  # noqa: FBT001 - a column
+    """By the next request, whether a new connection shows the key or an answer over one that was there already."""
+    fronts.backend.play(json_answer(WHOLE))
+    reports: list[str] = []
+    inner = TwoEnds()
+    with client(trust=BINDING, inner=inner) as ask:
+        ask.post(fronts.url(), json={})
+        inner.port = fronts.other
+        if pooled:
+            inner.handle_request(httpx.Request("GET", fronts.url("/version"))).read()
+        with pytest.raises(VerificationError) as caught:
+            ask.post(fronts.url(), json={})
+        inner.port, inner.report = None, reports.append
+        ask.post(fronts.url(), json={})
+    assert (caught.value.code, len(reports)) == ("tls_key_mismatch", 1)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.anyio
+async def test_a_server_with_a_new_tls_key_is_attested_anew_asynchronously(fronts: Fronts, pooled: bool) -> None:  # noqa: FBT001 - a column
+    """On both event loops."""
+    fronts.backend.play(json_answer(WHOLE))
+    reports: list[str] = []
+    inner = AsyncTwoEnds()
+    async with async_client(httpx2, trust=BINDING, inner=inner) as ask:
+        await ask.post(fronts.url(), json={})
+        inner.port = fronts.other
+        if pooled:
+            await (await inner.handle_async_request(httpx2.Request("GET", fronts.url("/version")))).aread()
+        with pytest.raises(VerificationError) as caught:
+            await ask.post(fronts.url(), json={})
+        inner.port, inner.report = None, reports.append
+        await ask.post(fronts.url(), json={})
+    assert (caught.value.code, len(reports)) == ("tls_key_mismatch", 1)
 
 
 def test_what_is_not_signed_goes_to_the_attested_key_as_well(fronts: Fronts) -> None:

@@ -18,10 +18,10 @@ a stream that has not ended. A stream that is closed early is neither verified n
 shows in its response, whose `extensions` have no "teesign", and in `verified` not being called.
 
 One attestation is made for all requests to a server, by the first of them; the others wait, and if it fails the next
-one tries again. A mismatch of the signing key ends the attestation, so that a server with new keys is attested anew by
-the next request. The request's `Authorization` is used for report and signature too, which are asked of the same
-server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with the next URL,
-and the answer that it ends at has to be verified, even at a URL that is not signed by contract.
+one tries again. A mismatch of the signing key or of the TLS key ends the attestation, so that a server with new keys is
+attested anew by the next request. The request's `Authorization` is used for report and signature too, which are asked
+of the same server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with
+the next URL, and the answer that it ends at has to be verified, even at a URL that is not signed by contract.
 
 Everything but the I/O is in flows and in `ObservedExchange`, so the two transports differ in `await` and their locks.
 """
@@ -161,14 +161,17 @@ class VerifyingTransport(_Configured, _Transport):
         ask_server = partial(ask, send, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
-        response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
+        with self._verifier.relying_on(server):
+            response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
 
         def finish() -> None:
             run(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
 
         stream = response.stream
         try:
-            if not self._verifier.start(exchange, request, response, attestation):
+            with self._verifier.relying_on(server):
+                verify = self._verifier.start(exchange, request, response, attestation)
+            if not verify:
                 return response
             if exchange.streamed:
                 response.stream = body_type(family, ReceivedBody)(stream, exchange, finish)
@@ -221,14 +224,17 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         ask_server = partial(ask_async, send, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
-        response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
+        with self._verifier.relying_on(server):
+            response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
 
         async def finish() -> None:
             await run_async(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
 
         stream = response.stream
         try:
-            if not self._verifier.start(exchange, request, response, attestation):
+            with self._verifier.relying_on(server):
+                verify = self._verifier.start(exchange, request, response, attestation)
+            if not verify:
                 return response
             if exchange.streamed:
                 response.stream = body_type(family, AsyncReceivedBody)(stream, exchange, finish)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import UsageError, VerificationError
@@ -19,6 +20,9 @@ __all__ = ["EXTENSION", "Verifier"]
 EXTENSION: Final = "teesign"
 """Under this name a response's `extensions` have its `VerifiedResponse`, from when it was verified on, and those of a
 request what was asked if its answer has to be verified."""
+
+_OTHER_KEYS: Final = frozenset(("identity_mismatch", "tls_key_mismatch"))
+"""What a server fails with that was started anew with other keys."""
 
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 """Event streams have no other charset (HTML standard, section 9.2.5)."""
@@ -68,8 +72,8 @@ class Verifier:
         to the answer to another question.
 
         Raises:
-            VerificationError: `request_changed` if a redirect has taken the body from a request, or led one without to another
-                target.
+            VerificationError: `request_changed` if a redirect has taken the body from a request, or led one without to
+                another target.
         """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
@@ -97,6 +101,16 @@ class Verifier:
             self._attested[server.url] = (attestation, started + self._max_age)
         return attestation
 
+    @contextmanager
+    def relying_on(self, server: Server) -> Iterator[None]:
+        """Have the server attested anew by the next request if it turns out to have other keys than the attested."""
+        try:
+            yield
+        except VerificationError as error:
+            if error.code in _OTHER_KEYS:
+                self._attested.pop(server.url, None)
+            raise
+
     def start(self, exchange: ObservedExchange, request: Any, response: Any, attestation: Attestation) -> bool:
         """Look at the head of a response, and tell whether the response has to be verified."""
         if attestation.spki_sha256 is not None:
@@ -116,13 +130,9 @@ class Verifier:
         """Fetch the signature of a whole response and check it."""
         if exchange.signature_id is None:
             raise VerificationError("The answer has no id to ask for its signature by.", code="signature_missing")
-        signature = yield from fetch_signature(server.bound_to(attestation), exchange.signature_id)
-        try:
+        with self.relying_on(server):
+            signature = yield from fetch_signature(server.bound_to(attestation), exchange.signature_id)
             answer = exchange.check(signature, attestation)
-        except VerificationError as error:
-            if error.code == "identity_mismatch":
-                self._attested.pop(server.url, None)
-            raise
         result = VerifiedResponse(
             request.method, str(request.url), response.status_code, attestation, signature, answer
         )
