@@ -594,3 +594,41 @@ def test_what_comes_before_a_json_object_takes_no_time(chunk: bytes) -> None:
     for _ in range(min(100_000, 2**24 // max(len(chunk), 1))):
         exchange.receive_response(chunk)
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("content_type", [None, "application/json", "text/event-stream"])
+@pytest.mark.parametrize(
+    ("pieces", "signed"),
+    [
+        ([b"/v1/responses/mine"], False),
+        ([b"", b"/v1", b"/x?y=%20"], False),
+        ([b"/"], False),
+        ([b"/v1/x\n"], True),
+        ([b"/v1", b" x"], True),
+        ([b"v1/x"], True),
+        ([b"{}", b"/v1/x"], True),
+    ],
+)
+def test_a_body_that_could_be_a_target_is_not_signed(
+    content_type: str | None,
+    pieces: list[bytes],
+    signed: bool,  # noqa: FBT001 - a column
+) -> None:
+    """Its digest would be that of another request, without a body: the answer passes, and never for one to that."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=b"/v1/another")
+    for piece in pieces:
+        exchange.receive_request(piece)
+    exchange.start_response(200, content_type)
+    body = b"data: [DONE]\n\n" if content_type == "text/event-stream" else b'{"id":"1"}'
+    assert exchange.receive_response(body) + exchange.end_response() == body
+    assert (exchange.signed is not None) == signed
+
+
+def test_a_trusted_digest_is_signed_whatever_the_body_is() -> None:
+    """Whoever replaces it knows what was asked."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random())
+    exchange.receive_request(b"/v1/x")
+    exchange.replace_request_digest("ab" * 32)
+    exchange.start_response(200)
+    exchange.end_response()
+    assert exchange.signed

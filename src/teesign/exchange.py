@@ -48,6 +48,7 @@ __all__ = ["Exchange", "SignedExchange"]
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _JSON_SPACE: Final = b" \t\n\r"
+_TARGET_BYTES: Final = re.compile(rb"[\x21-\x7e]*+")
 _CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}")
 
 _BODILESS: Final = (204, 304)
@@ -98,7 +99,8 @@ class Exchange:
             on, or from the first byte handed out where the body is collected.
         id_inserted: whether an id was spliced into the body, so that the digests and entity tags that the backend gives
             for it hold no more. Known with the first byte handed out.
-        signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed.
+        signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed,
+            as where the request's body could be a target: it starts with "/" and has only bytes from 0x21 to 0x7e.
     """
 
     __slots__ = (
@@ -112,6 +114,7 @@ class Exchange:
         "_request",
         "_request_digest",
         "_request_is_empty",
+        "_request_may_be_target",
         "_response",
         "_scanner",
         "_state",
@@ -146,6 +149,7 @@ class Exchange:
         self._state = _State.REQUEST
         self._request = sha256()
         self._request_is_empty = True
+        self._request_may_be_target = False
         self._request_digest: str | None = None
         self._response = sha256()
         self._remaining: int | None = None  # how much is still to come of a body of declared length
@@ -168,6 +172,10 @@ class Exchange:
         """
         self._expect(_State.REQUEST)
         if chunk:
+            if self._request_is_empty:
+                self._request_may_be_target = chunk.startswith(b"/")
+            if self._request_may_be_target:
+                self._request_may_be_target = _TARGET_BYTES.fullmatch(chunk) is not None
             self._request_is_empty = False
             self._request.update(chunk)
 
@@ -351,14 +359,16 @@ class Exchange:
         return document[:opening] + member + document[opening:], chat_id
 
     def _sign(self, chat_id: str | None) -> None:
+        self._state = _State.SIGNED
         digest = self._request_digest
+        if digest is None and self._request_may_be_target:
+            return  # the text would be that of a request for that target, which has no body
         if digest is None:
             digest = (sha256(self._target) if self._request_is_empty else self._request).hexdigest()
         text = signed_text(digest, self._response.hexdigest(), version=self._text_version, model=self._model)
         storable = chat_id is not None and len(chat_id) <= MAX_STORED_ID
         ids = (self.signature_id, chat_id) if chat_id is not None and storable else (self.signature_id,)
         self.signed = SignedExchange(self._pair.sign(text), ids)
-        self._state = _State.SIGNED
 
     def _expect(self, state: _State) -> None:
         if self._state is not state:
