@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
+import anyio
+import anyio.to_thread
 import fastapi
 import pytest
 from backend import Backend, Call, event_stream, head
@@ -15,8 +17,10 @@ from wire import Client
 
 from teesign.testing import fixed_pair
 from teesign_asgi import App
+from teesign_asgi.client_connection import hang_up_in_thread
 from teesign_asgi.types import ASGIApp
 
+PATIENCE = 10
 CHAT, JSON = "/v1/chat/completions", b"content-type: application/json"
 EVENT = b'data: {"id":"an-id"}\n\n'
 DECLARED = head(200, b"content-type: audio/mpeg", b"content-length: 9") + b"half"
@@ -97,3 +101,18 @@ def test_many_break_off_at_once(port: int, backend: Backend) -> None:
     with ThreadPoolExecutor(20) as clients:
         assert not any(response.whole for response, _ in clients.map(lambda _: ask(port, b"1.1"), range(40)))
     assert Client(port, TOKEN).get("/version").status == 200
+
+
+@pytest.mark.anyio
+async def test_a_host_whose_threads_are_all_busy_holds_nothing_up() -> None:
+    """Its own work may take all threads that there are by default, for as long as it likes."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    borrowers = [object() for _ in range(int(limiter.total_tokens))]
+    for borrower in borrowers:
+        limiter.acquire_on_behalf_of_nowait(borrower)
+    try:
+        with anyio.fail_after(PATIENCE):
+            await hang_up_in_thread([], reset=True)
+    finally:
+        for borrower in borrowers:
+            limiter.release_on_behalf_of(borrower)

@@ -10,6 +10,8 @@ response. So the socket is looked for by the addresses of its two ends, and ende
 
 Nothing is found where there is no `/proc`, on Unix sockets, and where a server puts a forwarded address into the scope;
 and nothing is looked for on HTTP/2, whose connections carry other responses too. There it is up to the server alone.
+A server that believes a forwarded address with a port (uvicorn without `--no-proxy-headers`) lets whoever chooses that
+header name another client's connection, which is ended then: README.md says so where it tells how to mount the app.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .sockets import own_tcp_sockets
 from .tasks import run_in_background
 from .types import Scope
 
-__all__ = ["BreakOff", "hang_up"]
+__all__ = ["BreakOff", "hang_up", "hang_up_in_thread"]
 
 FLUSH: Final = 0.05
 """Seconds that a server and a host get to write what they were given, until a response is broken off."""
@@ -62,7 +64,7 @@ class BreakOff:
             for reset in (True, False):
                 some = [scope for scope in scopes if _ends_with_connection(scope) is reset]
                 if some:
-                    await anyio.to_thread.run_sync(partial(hang_up, some, reset=reset))
+                    await hang_up_in_thread(some, reset=reset)
         finally:
             done.set()
 
@@ -70,6 +72,11 @@ class BreakOff:
 def _ends_with_connection(scope: Scope) -> bool:
     """Tell whether the end of the connection is the end of the response: before HTTP/1.1, which granian calls "1"."""
     return scope.get("http_version", "1.1") in ("0.9", "1.0", "1")
+
+
+async def hang_up_in_thread(scopes: Iterable[Scope], *, reset: bool) -> None:
+    """Do what `hang_up` does, without waiting for one of the threads that the host has for its work."""
+    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=reset), limiter=anyio.CapacityLimiter(1))
 
 
 def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:

@@ -25,14 +25,27 @@ def own_tcp_sockets() -> Iterator[socket.socket]:
     except OSError:
         return
     for descriptor in descriptors:
-        try:
-            # A duplicate cannot become another file while it is looked at, as the original can.
-            duplicate = os.dup(descriptor)
-        except OSError:  # closed since
-            continue
-        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
-            os.close(duplicate)
-            continue
-        with socket.socket(fileno=duplicate) as found:
-            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                yield found
+        found = _duplicate(descriptor)
+        if found is not None:
+            with found:
+                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                    yield found
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    """Return a duplicate of a socket, which cannot become another file while it is looked at; None if it is none.
+
+    Nothing else is duplicated: to close any descriptor of a file gives up the locks that this process has on it (POSIX,
+    `fcntl`), those of a host's database among them.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+        duplicate = os.dup(descriptor)
+    except OSError:  # closed since
+        return None
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:  # a file since, or of a kind that has no addresses
+        os.close(duplicate)
+        return None

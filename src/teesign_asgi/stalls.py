@@ -21,12 +21,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final, Literal
 
 import anyio
 
-from .client_connection import hang_up
+from .client_connection import hang_up_in_thread
 from .errors import ClientDisconnectedError, ClientStalledError
 from .http import Reply, Request
 from .tasks import on_asyncio, run_in_background
@@ -142,7 +141,7 @@ class StallWatch:
                 stalled = [entry for entry in self._open if self._has_stalled(entry, now)]
                 if any(entry.stalled == "response" for entry in stalled):
                     scopes = [entry.scope for entry in stalled if entry.stalled == "response"]
-                    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=True))
+                    await hang_up_in_thread(scopes, reset=True)
                 for entry in stalled:
                     if entry in self._open:
                         entry.cut()
@@ -151,7 +150,7 @@ class StallWatch:
                 if self._told and now - self._told[0][0] >= FAREWELL:
                     scopes = [scope for told, scope in self._told if now - told >= FAREWELL]
                     del self._told[: len(scopes)]
-                    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=False))
+                    await hang_up_in_thread(scopes, reset=False)
         finally:
             self._is_sweeping = False
 
