@@ -169,9 +169,7 @@ class VerifyingTransport(_Configured, _Transport):
 
         stream = response.stream
         try:
-            with self._verifier.relying_on(server):
-                verify = self._verifier.start(exchange, request, response, attestation)
-            if not verify:
+            if not self._verifier.start(exchange, request, response, server, attestation):
                 return response
             if exchange.streamed:
                 response.stream = body_type(family, ReceivedBody)(stream, exchange, finish)
@@ -232,9 +230,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
 
         stream = response.stream
         try:
-            with self._verifier.relying_on(server):
-                verify = self._verifier.start(exchange, request, response, attestation)
-            if not verify:
+            if not self._verifier.start(exchange, request, response, server, attestation):
                 return response
             if exchange.streamed:
                 response.stream = body_type(family, AsyncReceivedBody)(stream, exchange, finish)

@@ -111,10 +111,13 @@ class Verifier:
                 self._attested.pop(server.url, None)
             raise
 
-    def start(self, exchange: ObservedExchange, request: Any, response: Any, attestation: Attestation) -> bool:
+    def start(
+        self, exchange: ObservedExchange, request: Any, response: Any, server: Server, attestation: Attestation
+    ) -> bool:
         """Look at the head of a response, and tell whether the response has to be verified."""
         if attestation.spki_sha256 is not None:
-            check_tls_key(response, attestation.spki_sha256)
+            with self.relying_on(server):
+                check_tls_key(response, attestation.spki_sha256)
         if EXTENSION not in request.extensions or not response.is_success:
             return False
         exchange.start_response(response.headers)
