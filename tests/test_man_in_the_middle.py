@@ -40,6 +40,10 @@ def server() -> Iterator[Stack]:
     """A proxy whose reports verify."""
     with genuine_stack() as running:
         running.backend.play(play)
+        for streamed in (False, True):
+            # An id keeps the signature of the first answer that has it: let that be one which nobody has changed.
+            ask(httpx, f"http://127.0.0.1:{running.client.port}", [], [], streamed)
+        running.backend.play(play)
         yield running
 
 
