@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from authorities import Authority
@@ -277,11 +279,20 @@ def test_a_program_need_not_be_there_where_evidence_is_simulated_without_it(vari
     assert getattr(settings, field_of(variable)) == "/nowhere/python"
 
 
+@pytest.mark.parametrize("variable", PROGRAMS)
+def test_a_program_is_looked_for_once(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a variable holds is read in one pass: each look at the machine is made once."""
+    which = Mock(return_value="/bin/sh")
+    monkeypatch.setattr(shutil, "which", which)
+    Settings.from_mapping({**REQUIRED, variable: "some-python"})
+    which.assert_called_once_with("some-python")
+
+
 def test_all_problems_are_reported_at_once() -> None:
     """One start is enough to see everything that has to be changed, in the order of the contract's table."""
-    bad = {"LISTEN_PORT": "0", "DEV": "maybe", "LOG_LEVEL": "loud"}
+    bad = {"DEV": "maybe", "LISTEN_PORT": "0", "GPU_EVIDENCE_PYTHON": "/nowhere/python", "LOG_LEVEL": "loud"}
     problems = problems_of(bad)
-    assert [problem.split()[0] for problem in problems] == ["MODEL_NAME", "TOKEN", "DEV", "LISTEN_PORT", "LOG_LEVEL"]
+    assert [problem.split()[0] for problem in problems] == ["MODEL_NAME", "TOKEN", *bad]
     assert str(SettingsError(problems)).count("\n  - ") == len(problems)
 
 

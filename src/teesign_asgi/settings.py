@@ -7,7 +7,6 @@ mapping, so that tests, embedding programs and the command line can each bring t
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -31,10 +30,12 @@ class Variable:
     Attributes:
         name: its name, `MODEL_NAME`; the command line's flag is `--model-name`.
         parse: turns its text into the setting's value; raises ValueError with the rest of a sentence that begins with
-            the variable's name, and never quotes the value.
+            a name, the variable's or the field's, and never quotes the value.
         example: a value that works, for messages.
         help: what it is for, one line.
         secret: whether its value must never be shown.
+        several: whether the setting is several texts, which the variable separates by commas; `parse` takes them all.
+        look: looks whether the value is one that this machine has, if nothing is simulated; raises as `parse` does.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Variable:
     example: str
     help: str
     secret: bool = False
+    several: bool = False
+    look: Callable[[Any], None] | None = None
 
 
 def _variable(
@@ -51,9 +54,10 @@ def _variable(
     help: str,  # noqa: A002 - what every command line calls it
     *,
     default: Any,
+    look: Callable[[Any], None] | None = None,
 ) -> Any:
     """Declare a field of `Settings` that is read from an environment variable, if that is set."""
-    return field(metadata={"variable": Variable(name, parse, example, help)}, default=default)
+    return field(metadata={"variable": Variable(name, parse, example, help, look=look)}, default=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class Settings:
                 "a-long-random-string",
                 "Bearer token, or several separated by commas.",
                 secret=True,
+                several=True,
             )
         },
     )
@@ -240,6 +245,7 @@ class Settings:
         "/opt/gpu/bin/python",
         "Interpreter that has nv-attestation-sdk.",
         default=None,
+        look=values.look_for_program,
     )
     gpu_evidence_command: str | None = _variable(
         "GPU_EVIDENCE_COMMAND",
@@ -247,6 +253,7 @@ class Settings:
         "/opt/gpu/worker --all",
         "Program that takes the evidence worker's place.",
         default=None,
+        look=values.look_for_command,
     )
     dstack_simulator_endpoint: str | None = _variable(
         "DSTACK_SIMULATOR_ENDPOINT",
@@ -289,17 +296,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        for name in VARIABLES:
+        for name, variable in VARIABLES.items():
             value = getattr(self, name)
             try:
                 if value is None and name not in _OPTIONAL:
                     raise ValueError("is not set" if name in _REQUIRED else "is not set: for its default, leave it out")
-                if name == "tokens":
-                    value = values.check_tokens(value)
-                elif value is not None:
-                    value = _value(name, str(value), vars(self))
+                if value is not None:
+                    value = variable.parse(value if variable.several else str(value))
+                    if variable.look is not None and not self.may_simulate_gpus:
+                        variable.look(value)
             except ValueError as problem:
                 problems.append(f"{name} {problem}")
+                value = None  # a mode that cannot be read is not on
             object.__setattr__(self, name, value)
         if problems:
             raise SettingsError(tuple(problems))
@@ -315,20 +323,14 @@ class Settings:
         Raises:
             SettingsError: with every problem there is. No value is quoted: it may be a secret in the wrong place.
         """
-        chosen: dict[str, Any] = {}
-        problems: list[str] = []
+        given: dict[str, Any] = dict.fromkeys(_REQUIRED)
         for name, variable in VARIABLES.items():
-            text = mapping.get(variable.name, "")
-            try:
-                if text:
-                    chosen[name] = _value(name, text, chosen)
-                elif name in _REQUIRED:
-                    raise ValueError("is not set")
-            except ValueError as problem:
-                problems.append(f"{variable.name} {problem}. Example: {variable.name}={variable.example}")
-        if problems:
-            raise SettingsError(tuple(problems))
-        return cls(**chosen)
+            if text := mapping.get(variable.name):
+                given[name] = values.parts(text) if variable.several else text
+        try:
+            return cls(**given)
+        except SettingsError as error:
+            raise SettingsError(tuple(map(_of_variable, error.problems))) from None
 
     @property
     def may_simulate_gpus(self) -> bool:
@@ -366,28 +368,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 _REQUIRED: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is MISSING)
 _OPTIONAL: Final = frozenset(setting.name for setting in fields(Settings) if setting.default is None)
 
-_PROGRAM_IN: Final[Mapping[str, Callable[[str], str]]] = {
-    "gpu_evidence_python": str,
-    "gpu_evidence_command": lambda command: shlex.split(command)[0],
-}
-"""The fields that hold a program, and how it is taken from their values."""
 
-
-def _value(name: str, text: str, earlier: Mapping[str, Any]) -> Any:
-    """Return the value of a field.
-
-    Args:
-        name: the field.
-        text: what the value is given as.
-        earlier: the values of the fields before it.
-
-    Raises:
-        ValueError: as from `Variable.parse`, also for a program that cannot be run, unless evidence is simulated then.
-    """
-    value = VARIABLES[name].parse(text)
-    if name in _PROGRAM_IN and not (earlier.get("dev") or earlier.get("gpu_no_hw_mode")):
-        values.check_program(_PROGRAM_IN[name](value))
-    return value
+def _of_variable(problem: str) -> str:
+    """Say of a variable, with an example, the problem that the field behind it has."""
+    name, _, complaint = problem.partition(" ")
+    variable = VARIABLES[name]
+    return f"{variable.name} {complaint}. Example: {variable.name}={variable.example}"
 
 
 def worker_environment(*, other_interpreter: bool = False) -> dict[str, str]:

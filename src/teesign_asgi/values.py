@@ -1,7 +1,8 @@
 """What the text of an environment variable may be, and the value it stands for.
 
 Each parser takes the text and returns the value, or raises ValueError with the rest of a sentence that begins with the
-variable's name. None quotes the text: it may be a secret in the wrong place.
+variable's name. None quotes the text: it may be a secret in the wrong place. `tokens` takes several texts, the `parts`
+of one. What looks for a program looks at the machine, once the text is known to be one.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ __all__ = [
     "base_url",
     "boolean",
     "certificate",
-    "check_program",
-    "check_tokens",
     "choice",
     "command_line",
     "endpoint",
     "integer",
+    "look_for_command",
+    "look_for_program",
+    "parts",
     "seconds",
     "text",
     "tokens",
@@ -58,12 +60,12 @@ def text(value: str) -> str:
     return value.strip()
 
 
-def tokens(value: str) -> tuple[str, ...]:
-    """Take bearer tokens, separated by commas."""
-    return check_tokens(token for token in (part.strip() for part in value.split(",")) if token)
+def parts(value: str) -> list[str]:
+    """Take a text apart at its commas; what is between two of them may be nothing, which is left out."""
+    return [part for part in map(str.strip, value.split(",")) if part]
 
 
-def check_tokens(values: Iterable[str]) -> tuple[str, ...]:
+def tokens(values: Iterable[str]) -> tuple[str, ...]:
     """Take bearer tokens, one by one.
 
     Raises:
@@ -205,7 +207,7 @@ def command_line(value: str) -> str:
     return command
 
 
-def check_program(program: str) -> None:
+def look_for_program(program: str) -> None:
     """Look whether a program can be found and executed, in the way in which it is started.
 
     Args:
@@ -223,6 +225,11 @@ def check_program(program: str) -> None:
     if os.path.exists(program):  # noqa: PTH110 - likewise
         raise ValueError("names a file that may not be executed by this user")
     raise ValueError("names a program that is not there")
+
+
+def look_for_command(command: str) -> None:
+    """Look, as `look_for_program` does, for the program of what `command_line` took."""
+    look_for_program(shlex.split(command)[0])
 
 
 def certificate(value: str) -> Path:
