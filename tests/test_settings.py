@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -241,6 +242,11 @@ def test_variables_have_the_defaults_of_the_contract(variable: str, field: str, 
     """What is not set has the value that the contract's table gives."""
     assert field_of(variable) == field
     assert getattr(Settings.from_mapping(REQUIRED), field) == default
+
+
+def test_every_field_has_a_variable() -> None:
+    """In the same order, so that none can be given as a keyword without being checked."""
+    assert list(VARIABLES) == [field.name for field in fields(Settings)]
 
 
 def test_the_table_above_is_complete() -> None:

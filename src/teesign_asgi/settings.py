@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import httpcore
 
@@ -47,19 +47,6 @@ class Variable:
     look: Callable[[Any], None] | None = None
 
 
-def _variable(
-    name: str,
-    parse: Callable[[str], Any],
-    example: str,
-    help: str,  # noqa: A002 - what every command line calls it
-    *,
-    default: Any,
-    look: Callable[[Any], None] | None = None,
-) -> Any:
-    """Declare a field of `Settings` that is read from an environment variable, if that is set."""
-    return field(metadata={"variable": Variable(name, parse, example, help, look=look)}, default=default)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that an operator can choose; see README.md, "Settings", for each. Never changes.
@@ -72,227 +59,44 @@ class Settings:
         SettingsError: with every problem that the arguments have. No value is quoted.
     """
 
-    # Type checkers see that a field is required if it is declared by `field` itself.
-    model_name: str = field(
-        metadata={
-            "variable": Variable(
-                "MODEL_NAME", values.text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path."
-            )
-        }
-    )
-    tokens: tuple[str, ...] = field(
-        repr=False,
-        metadata={
-            "variable": Variable(
-                "TOKEN",
-                values.tokens,
-                "a-long-random-string",
-                "Bearer token, or several separated by commas.",
-                secret=True,
-                several=True,
-            )
-        },
-    )
-    backend_url: str = _variable(
-        "VLLM_BASE_URL",
-        values.base_url,
-        "http://localhost:9000",
-        "Backend to relay to, over TCP; not a Unix socket.",
-        default="http://localhost:8000",
-    )
-    dev: bool = _variable(
-        "DEV", values.boolean, "1", "Random keys, and simulated quotes where there is no dstack.", default=False
-    )
-    gpu_no_hw_mode: bool = _variable("GPU_NO_HW_MODE", values.boolean, "1", "Canned GPU evidence.", default=False)
-    signature_ttl: float = _variable(
-        "CHAT_CACHE_EXPIRATION",
-        values.seconds(zero=False),
-        "1200",
-        "How long signatures are kept, seconds.",
-        default=1200.0,
-    )
-    max_request_bytes: int = _variable(
-        "VLLM_PROXY_MAX_REQUEST_SIZE",
-        values.integer(1),
-        "10485760",
-        "Limit of JSON bodies, bytes.",
-        default=10 * 1024**2,
-    )
-    max_image_request_bytes: int = _variable(
-        "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE",
-        values.integer(1),
-        "52428800",
-        "Limit of image requests, bytes.",
-        default=50 * 1024**2,
-    )
-    max_audio_request_bytes: int = _variable(
-        "VLLM_PROXY_MAX_AUDIO_REQUEST_SIZE",
-        values.integer(1),
-        "104857600",
-        "Limit of audio requests and of the catch-all, bytes.",
-        default=100 * 1024**2,
-    )
-    max_keepalive: int = _variable(
-        "VLLM_PROXY_MAX_KEEPALIVE", values.integer(0), "100", "Idle backend connections kept per host.", default=100
-    )
-    listen_port: int = _variable("LISTEN_PORT", values.integer(1, 65535), "8000", "Port to listen on.", default=8000)
-    listen_host: str = _variable("LISTEN_HOST", values.text, "0.0.0.0", "Address to listen on.", default="0.0.0.0")  # noqa: S104 - the contract's default
-    images_url: str | None = _variable(
-        "VLLM_IMAGES_URL",
-        values.url,
-        "http://images:9000/v1/images/generations",
-        "Other backend for image generation.",
-        default=None,
-    )
-    images_edits_url: str | None = _variable(
-        "VLLM_IMAGES_EDITS_URL",
-        values.url,
-        "http://images:9000/v1/images/edits",
-        "Other backend for image edits.",
-        default=None,
-    )
-    transcriptions_url: str | None = _variable(
-        "VLLM_TRANSCRIPTIONS_URL",
-        values.url,
-        "http://whisper:9000/v1/audio/transcriptions",
-        "Other backend for transcriptions.",
-        default=None,
-    )
-    rerank_url: str | None = _variable(
-        "VLLM_RERANK_URL", values.url, "http://rerank:9000/v1/rerank", "Other backend for reranking.", default=None
-    )
-    score_url: str | None = _variable(
-        "VLLM_SCORE_URL", values.url, "http://rerank:9000/v1/score", "Other backend for scoring.", default=None
-    )
-    backend_timeout: float = _variable(
-        "VLLM_PROXY_TIMEOUT_SECS",
-        values.seconds(zero=False),
-        "600",
-        "Longest silence from the backend, seconds.",
-        default=600.0,
-    )
-    client_body_timeout: float = _variable(
-        "CLIENT_BODY_TIMEOUT",
-        values.seconds(zero=False, maximum=_DAY),
-        "30",
-        "Longest silence of a client within a request's body, seconds.",
-        default=30.0,
-    )
-    client_write_timeout: float = _variable(
-        "CLIENT_WRITE_TIMEOUT",
-        values.seconds(zero=False, maximum=_DAY),  # the kernel, which is told too, counts to 24.8 days
-        "60",
-        "Longest time in which a client takes nothing of a response, seconds.",
-        default=60.0,
-    )
-    rate_limit_per_second: int = _variable(
-        "RATE_LIMIT_PER_SECOND", values.integer(1), "100", "Requests a second and client IP.", default=100
-    )
-    rate_limit_burst: int = _variable(
-        "RATE_LIMIT_BURST_SIZE", values.integer(1), "200", "Requests at once and client IP.", default=200
-    )
-    trusted_proxy_hops: int = _variable(
-        "TRUSTED_PROXY_HOPS",
-        values.integer(0, 100),
-        "1",
-        "Proxies in front whose X-Forwarded-For entry counts.",
-        default=0,
-    )
-    signature_cache_max_entries: int = _variable(
-        "SIGNATURE_CACHE_MAX_ENTRIES",
-        values.integer(1),
-        "1000000",
-        "Signed responses kept; oldest go first.",
-        default=1_000_000,
-    )
-    attestation_cache_ttl: float = _variable(
-        "ATTESTATION_CACHE_TTL",
-        values.seconds(zero=True),
-        "300",
-        "How long a report serves, seconds; 0: never.",
-        default=300.0,
-    )
-    public_attestation: bool = _variable(
-        "PUBLIC_ATTESTATION", values.boolean, "1", "Reports without a token.", default=False
-    )
-    trust_request_hash: bool = _variable(
-        "TRUST_REQUEST_HASH",
-        values.boolean,
-        "1",
-        "Sign the hash in X-Request-Hash; only behind a gateway of yours.",
-        default=False,
-    )
-    allow_backend_admin: bool = _variable(
-        "ALLOW_BACKEND_ADMIN", values.boolean, "1", "Relay administrative paths of the engine.", default=False
-    )
-    signed_text: Literal["v1", "v2"] = _variable(
-        "SIGNED_TEXT",
-        values.choice("v1", "v2"),
-        "v1",
-        "Form of the signed text: v1, or v2 with the model's name.",
-        default="v1",
-    )
-    tls_cert_path: Path | None = _variable(  # noqa: RUF009 - it declares the field
-        "TLS_CERT_PATH",
-        values.certificate,
-        "/etc/tls/cert.pem",
-        "Certificate (PEM) that reports can bind.",
-        default=None,
-    )
-    gpu_evidence_python: str | None = _variable(
-        "GPU_EVIDENCE_PYTHON",
-        values.text,
-        "/opt/gpu/bin/python",
-        "Interpreter that has nv-attestation-sdk.",
-        default=None,
-        look=values.look_for_program,
-    )
-    gpu_evidence_command: str | None = _variable(
-        "GPU_EVIDENCE_COMMAND",
-        values.command_line,
-        "/opt/gpu/worker --all",
-        "Program that takes the evidence worker's place.",
-        default=None,
-        look=values.look_for_command,
-    )
-    dstack_simulator_endpoint: str | None = _variable(
-        "DSTACK_SIMULATOR_ENDPOINT",
-        values.endpoint,
-        "http://localhost:8090",
-        "Simulator in the guest agent's place; reports say so.",
-        default=None,
-    )
-    drain_delay: float = _variable(
-        "DRAIN_DELAY",
-        values.seconds(zero=True, maximum=_DAY),
-        "10",
-        "After SIGTERM: not ready, but all is served, seconds.",
-        default=0.0,
-    )
-    drain_timeout: float = _variable(
-        "DRAIN_TIMEOUT",
-        values.seconds(zero=True, maximum=_DAY),
-        "30",
-        "After that: open responses may finish, seconds.",
-        default=30.0,
-    )
-    drain_linger: float = _variable(
-        "DRAIN_LINGER",
-        values.seconds(zero=True, maximum=_DAY),
-        "5",
-        "The last signature can be fetched before the end, seconds.",
-        default=5.0,
-    )
-    log_format: Literal["text", "json"] = _variable(
-        "LOG_FORMAT", values.choice("text", "json"), "json", "Log lines: text, or json for machines.", default="text"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = _variable(
-        "LOG_LEVEL",
-        values.choice("debug", "info", "warning", "error"),
-        "info",
-        "Least severe level that is logged.",
-        default="info",
-    )
+    model_name: str
+    tokens: tuple[str, ...] = field(repr=False)
+    backend_url: str = "http://localhost:8000"
+    dev: bool = False
+    gpu_no_hw_mode: bool = False
+    signature_ttl: float = 1200.0
+    max_request_bytes: int = 10 * 1024**2
+    max_image_request_bytes: int = 50 * 1024**2
+    max_audio_request_bytes: int = 100 * 1024**2
+    max_keepalive: int = 100
+    listen_port: int = 8000
+    listen_host: str = "0.0.0.0"  # noqa: S104 - the contract's default
+    images_url: str | None = None
+    images_edits_url: str | None = None
+    transcriptions_url: str | None = None
+    rerank_url: str | None = None
+    score_url: str | None = None
+    backend_timeout: float = 600.0
+    client_body_timeout: float = 30.0
+    client_write_timeout: float = 60.0
+    rate_limit_per_second: int = 100
+    rate_limit_burst: int = 200
+    trusted_proxy_hops: int = 0
+    signature_cache_max_entries: int = 1_000_000
+    attestation_cache_ttl: float = 300.0
+    public_attestation: bool = False
+    trust_request_hash: bool = False
+    allow_backend_admin: bool = False
+    signed_text: Literal["v1", "v2"] = "v1"
+    tls_cert_path: Path | None = None
+    gpu_evidence_python: str | None = None
+    gpu_evidence_command: str | None = None
+    dstack_simulator_endpoint: str | None = None
+    drain_delay: float = 0.0
+    drain_timeout: float = 30.0
+    drain_linger: float = 5.0
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -361,7 +165,141 @@ class Settings:
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {
-    setting.name: cast(Variable, setting.metadata["variable"]) for setting in fields(Settings)
+    "model_name": Variable("MODEL_NAME", values.text, "Qwen/Qwen3-8B", "Model name: cache namespace and KMS key path."),
+    "tokens": Variable(
+        "TOKEN",
+        values.tokens,
+        "a-long-random-string",
+        "Bearer token, or several separated by commas.",
+        secret=True,
+        several=True,
+    ),
+    "backend_url": Variable(
+        "VLLM_BASE_URL", values.base_url, "http://localhost:9000", "Backend to relay to, over TCP; not a Unix socket."
+    ),
+    "dev": Variable("DEV", values.boolean, "1", "Random keys, and simulated quotes where there is no dstack."),
+    "gpu_no_hw_mode": Variable("GPU_NO_HW_MODE", values.boolean, "1", "Canned GPU evidence."),
+    "signature_ttl": Variable(
+        "CHAT_CACHE_EXPIRATION", values.seconds(zero=False), "1200", "How long signatures are kept, seconds."
+    ),
+    "max_request_bytes": Variable(
+        "VLLM_PROXY_MAX_REQUEST_SIZE", values.integer(1), "10485760", "Limit of JSON bodies, bytes."
+    ),
+    "max_image_request_bytes": Variable(
+        "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE", values.integer(1), "52428800", "Limit of image requests, bytes."
+    ),
+    "max_audio_request_bytes": Variable(
+        "VLLM_PROXY_MAX_AUDIO_REQUEST_SIZE",
+        values.integer(1),
+        "104857600",
+        "Limit of audio requests and of the catch-all, bytes.",
+    ),
+    "max_keepalive": Variable(
+        "VLLM_PROXY_MAX_KEEPALIVE", values.integer(0), "100", "Idle backend connections kept per host."
+    ),
+    "listen_port": Variable("LISTEN_PORT", values.integer(1, 65535), "8000", "Port to listen on."),
+    "listen_host": Variable("LISTEN_HOST", values.text, "0.0.0.0", "Address to listen on."),  # noqa: S104 - an example
+    "images_url": Variable(
+        "VLLM_IMAGES_URL", values.url, "http://images:9000/v1/images/generations", "Other backend for image generation."
+    ),
+    "images_edits_url": Variable(
+        "VLLM_IMAGES_EDITS_URL", values.url, "http://images:9000/v1/images/edits", "Other backend for image edits."
+    ),
+    "transcriptions_url": Variable(
+        "VLLM_TRANSCRIPTIONS_URL",
+        values.url,
+        "http://whisper:9000/v1/audio/transcriptions",
+        "Other backend for transcriptions.",
+    ),
+    "rerank_url": Variable(
+        "VLLM_RERANK_URL", values.url, "http://rerank:9000/v1/rerank", "Other backend for reranking."
+    ),
+    "score_url": Variable("VLLM_SCORE_URL", values.url, "http://rerank:9000/v1/score", "Other backend for scoring."),
+    "backend_timeout": Variable(
+        "VLLM_PROXY_TIMEOUT_SECS", values.seconds(zero=False), "600", "Longest silence from the backend, seconds."
+    ),
+    "client_body_timeout": Variable(
+        "CLIENT_BODY_TIMEOUT",
+        values.seconds(zero=False, maximum=_DAY),
+        "30",
+        "Longest silence of a client within a request's body, seconds.",
+    ),
+    "client_write_timeout": Variable(
+        "CLIENT_WRITE_TIMEOUT",
+        values.seconds(zero=False, maximum=_DAY),  # the kernel, which is told too, counts to 24.8 days
+        "60",
+        "Longest time in which a client takes nothing of a response, seconds.",
+    ),
+    "rate_limit_per_second": Variable(
+        "RATE_LIMIT_PER_SECOND", values.integer(1), "100", "Requests a second and client IP."
+    ),
+    "rate_limit_burst": Variable("RATE_LIMIT_BURST_SIZE", values.integer(1), "200", "Requests at once and client IP."),
+    "trusted_proxy_hops": Variable(
+        "TRUSTED_PROXY_HOPS", values.integer(0, 100), "1", "Proxies in front whose X-Forwarded-For entry counts."
+    ),
+    "signature_cache_max_entries": Variable(
+        "SIGNATURE_CACHE_MAX_ENTRIES", values.integer(1), "1000000", "Signed responses kept; oldest go first."
+    ),
+    "attestation_cache_ttl": Variable(
+        "ATTESTATION_CACHE_TTL", values.seconds(zero=True), "300", "How long a report serves, seconds; 0: never."
+    ),
+    "public_attestation": Variable("PUBLIC_ATTESTATION", values.boolean, "1", "Reports without a token."),
+    "trust_request_hash": Variable(
+        "TRUST_REQUEST_HASH", values.boolean, "1", "Sign the hash in X-Request-Hash; only behind a gateway of yours."
+    ),
+    "allow_backend_admin": Variable(
+        "ALLOW_BACKEND_ADMIN", values.boolean, "1", "Relay administrative paths of the engine."
+    ),
+    "signed_text": Variable(
+        "SIGNED_TEXT", values.choice("v1", "v2"), "v1", "Form of the signed text: v1, or v2 with the model's name."
+    ),
+    "tls_cert_path": Variable(
+        "TLS_CERT_PATH", values.certificate, "/etc/tls/cert.pem", "Certificate (PEM) that reports can bind."
+    ),
+    "gpu_evidence_python": Variable(
+        "GPU_EVIDENCE_PYTHON",
+        values.text,
+        "/opt/gpu/bin/python",
+        "Interpreter that has nv-attestation-sdk.",
+        look=values.look_for_program,
+    ),
+    "gpu_evidence_command": Variable(
+        "GPU_EVIDENCE_COMMAND",
+        values.command_line,
+        "/opt/gpu/worker --all",
+        "Program that takes the evidence worker's place.",
+        look=values.look_for_command,
+    ),
+    "dstack_simulator_endpoint": Variable(
+        "DSTACK_SIMULATOR_ENDPOINT",
+        values.endpoint,
+        "http://localhost:8090",
+        "Simulator in the guest agent's place; reports say so.",
+    ),
+    "drain_delay": Variable(
+        "DRAIN_DELAY",
+        values.seconds(zero=True, maximum=_DAY),
+        "10",
+        "After SIGTERM: not ready, but all is served, seconds.",
+    ),
+    "drain_timeout": Variable(
+        "DRAIN_TIMEOUT",
+        values.seconds(zero=True, maximum=_DAY),
+        "30",
+        "After that: open responses may finish, seconds.",
+    ),
+    "drain_linger": Variable(
+        "DRAIN_LINGER",
+        values.seconds(zero=True, maximum=_DAY),
+        "5",
+        "The last signature can be fetched before the end, seconds.",
+    ),
+    "log_format": Variable(
+        "LOG_FORMAT", values.choice("text", "json"), "json", "Log lines: text, or json for machines."
+    ),
+    "log_level": Variable(
+        "LOG_LEVEL", values.choice("debug", "info", "warning", "error"), "info", "Least severe level that is logged."
+    ),
 }
 """The variable behind each field of `Settings`, in the order of the README's table."""
 
