@@ -30,9 +30,6 @@ __all__ = ["bound_connections", "end_unused_connections"]
 NOT_SENT: Final = 128 * 1024
 """How many bytes the kernel takes ahead of what has been sent."""
 
-_LONGEST: Final = 2**31 - 1
-"""The longest time that the kernel can count, milliseconds."""
-
 _STEP: Final = 0.02
 
 
@@ -42,14 +39,14 @@ def bound_connections(loop: asyncio.AbstractEventLoop, port: int, taking: float)
     Args:
         loop: the event loop of the process that listens, or will soon.
         port: where.
-        taking: after how many seconds without a byte taken a connection is given up.
+        taking: after how many seconds without a byte taken a connection is given up; what the settings take the kernel
+            can count, in milliseconds.
     """
     if sys.platform != "linux":
         return
-    milliseconds = round(min(max(taking * 1000, 1), _LONGEST))
     for listener in own_tcp_sockets():
         if listener.getsockname()[1] == port and _listens(listener):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(taking * 1000))
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
             log_event(logging.DEBUG, "the kernel bounds what connections hold", not_sent=NOT_SENT, taking_s=taking)
             return
