@@ -205,9 +205,8 @@ class Connection(asyncio.BufferedProtocol):
             except TimeoutError:
                 assert due is not None
                 now = self._loop.time()
-                if now - due > LATE:  # this process was paused, and what was taken meanwhile has not been looked at yet
-                    due = now + LATE
-                elif not self._may_write.is_set():
+                due = _end_of_limit(due, now)
+                if due <= now and not self._may_write.is_set():
                     raise
 
     async def _wait(self) -> None:
@@ -246,10 +245,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_sending():
             self._silent_since = self._loop.time()  # the body has a time limit of its own
         now = self._loop.time()
-        due = self._silent_since + self._silence
-        if now - due > LATE:  # this process was paused, and what came meanwhile has not been looked at yet
-            due = now + LATE
-            self._silent_since = due - self._silence
+        due = _end_of_limit(self._silent_since + self._silence, now)
+        self._silent_since = due - self._silence
         if due > now:
             self._set_timer(due)
         else:
@@ -352,3 +349,11 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a body that is there in pieces, since what a transport is given at once it copies at once."""
     for start in range(0, len(body), WRITE_SIZE):
         yield body[start : start + WRITE_SIZE]
+
+
+def _end_of_limit(due: float, now: float) -> float:
+    """Return when a time limit ends whose timer has fired: when it is due, or a moment from now if that was long ago.
+
+    This process was paused then, and what came or was taken meanwhile has not been looked at yet.
+    """
+    return now + LATE if now - due > LATE else due
