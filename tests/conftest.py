@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -24,6 +25,19 @@ hypothesis.settings.register_profile(
     "mutation", derandomize=True, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], **TIMELESS
 )
 hypothesis.settings.load_profile("teesign")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there before the first test out of every collection to come; see `nothing_left_open`."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """Collect garbage after each test, so that the warning of a socket left open fails the test that left it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
