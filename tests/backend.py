@@ -29,6 +29,7 @@ __all__ = [
     "head",
     "in_pieces",
     "json_answer",
+    "open_stream",
 ]
 
 PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
@@ -370,8 +371,11 @@ def json_answer(body: bytes, status: int = 200) -> Script:
     return answer(status, body, b"content-type: application/json")
 
 
-def in_pieces(pieces: Iterable[bytes], *headers: bytes, end: bool = True) -> Script:
-    """Return a script that sends each of these as a chunk and a packet of its own; with `end`, the last chunk too."""
+def in_pieces(pieces: Iterable[bytes], *headers: bytes, end: bool | None = True) -> Script:
+    """Return a script that sends each of these as a chunk and a packet of its own.
+
+    With `end` the last chunk follows; without, the end of the connection; with None nothing.
+    """
     listed = list(pieces)
 
     def script(call: Call) -> None:
@@ -382,7 +386,7 @@ def in_pieces(pieces: Iterable[bytes], *headers: bytes, end: bool = True) -> Scr
         call.send(*(chunked(piece, end=False) for piece in listed))
         if end:
             call.send(chunked())
-        else:
+        elif end is False:
             call.close()
 
     return script
@@ -391,6 +395,17 @@ def in_pieces(pieces: Iterable[bytes], *headers: bytes, end: bool = True) -> Scr
 def event_stream(*pieces: bytes, end: bool = True) -> Script:
     """Return a script that sends an event stream, one chunk for each of these."""
     return in_pieces(pieces, b"content-type: text/event-stream", end=end)
+
+
+def open_stream(*pieces: bytes) -> Script:
+    """Return a script that sends an event stream, and then neither ends it nor breaks it off."""
+    begin = in_pieces(pieces, b"content-type: text/event-stream", end=None)
+
+    def script(call: Call) -> None:
+        begin(call)
+        call.wait_until_gone()
+
+    return script
 
 
 def bytewise(data: bytes) -> Iterator[bytes]:

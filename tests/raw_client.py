@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["RawResponse", "Wire", "connect", "request_bytes"]
+__all__ = ["RawResponse", "Wire", "connect", "connections", "request_bytes"]
 
 PATIENCE = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 """Seconds after which a test that waits for bytes has failed."""
@@ -247,3 +248,15 @@ def request_bytes(
     if body is not None and not names & {b"content-length", b"transfer-encoding"}:
         lines.append(b"Content-Length: %d" % len(body))
     return b"\r\n".join((*lines, b"", body or b""))
+
+
+def connections() -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield this machine's IPv4 connections: their ports, ours first, and how many bytes wait to be sent."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, own, other, _, queues, *_ = line.split()
+        yield (_port_of(own), _port_of(other)), int(queues.partition(":")[0], 16)
+
+
+def _port_of(address: str) -> int:
+    """Return the port in an address as the kernel writes it."""
+    return int(address.partition(":")[2], 16)

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from backend import Backend, Call, chunked, head, json_answer
+from backend import Backend, Call, Script, chunked, head, json_answer, open_stream
 from processes import REQUIRED, Process, environment, teesign_serve, waiting_for_keys
-from servers import free_port
+from raw_client import Wire, connect, connections, request_bytes
+from servers import TOKEN, free_port
 from wire import Conversation, multipart
 
 CHAT = "/v1/chat/completions"
@@ -121,6 +122,27 @@ def streaming(process: Process, backend: Backend) -> Iterator[Stream]:
             yield Stream(conversation, finish)
         finally:
             finish.set()
+
+
+def ask_as_old_client(wire: Wire) -> None:
+    """Ask for a stream in HTTP/1.0, where the end of the connection is the end of the answer."""
+    wire.send(request_bytes("POST", CHAT, REQUEST, token=TOKEN).replace(b" HTTP/1.1", b" HTTP/1.0", 1))
+
+
+def more_than_the_kernel_takes(port: int) -> Script:
+    """Return a script whose last piece stays with the server on this port, as its client takes nothing."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: text/event-stream", b"transfer-encoding: chunked"))
+        held = -1
+        while held != (now := sum(waiting for (own, _), waiting in connections() if own == port)):
+            held = now
+            call.send(chunked(b"data: " + b"x" * 16_000 + b"\n\n", end=False))
+            time.sleep(0.1)
+        call.send(chunked(LAST))
+
+    return script
 
 
 def wait_until_not_ready(process: Process) -> None:
@@ -236,6 +258,37 @@ def test_a_stream_that_does_not_finish_is_cut(log: Path) -> None:
             assert stream.is_broken()
         backend.call.wait_until_gone()
         assert "open connections are cut off" in process.output()
+
+
+def test_a_stream_that_is_cut_does_not_look_whole_to_an_old_client(log: Path) -> None:
+    """The end of the connection would be the end of the answer, so there is none: the connection is reset."""
+    with Backend() as backend, teesign_serve(log, DRAIN_TIMEOUT="1", VLLM_BASE_URL=backend.url) as process:
+        process.wait_until_ready()
+        backend.play(open_stream(FIRST))
+        with connect(process.port) as wire:
+            ask_as_old_client(wire)
+            wire.read_until(FIRST)
+            process.terminate()
+            wire.wait_for_end()
+            assert wire.ended_by == "reset"
+
+
+def test_an_answer_that_is_not_taken_does_not_look_whole_to_an_old_client(log: Path) -> None:
+    """The server has been given all of it, and the process ends before it has passed all of it on."""
+    with (
+        Backend() as backend,
+        teesign_serve(log, DRAIN_TIMEOUT="1", LOG_LEVEL="debug", VLLM_BASE_URL=backend.url) as process,
+    ):
+        process.wait_until_ready()
+        process.wait_until_it_says("the kernel bounds what connections hold")
+        backend.play(more_than_the_kernel_takes(process.port))
+        with connect(process.port, receive_buffer=4096) as wire:
+            ask_as_old_client(wire)
+            process.wait_until_it_says("signed=True")
+            process.terminate()
+            process.wait()
+            assert LAST not in wire.wait_for_end()
+            assert wire.ended_by == "reset"
 
 
 def test_an_upload_finishes(log: Path) -> None:

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from backend import Backend, Call, chunked, head, json_answer
 from processes import teesign_serve
+from raw_client import connections
 from servers import ALL_KINDS, Kind, Stack, stack
 from wire import Conversation, chunks_of, multipart
 
@@ -318,15 +319,3 @@ def held_by_kernel(port: int) -> int:
         time.sleep(0.5)
         held.append(sum(queue for (own, _), queue in connections() if own == port))
     return held[-1]
-
-
-def connections() -> Iterator[tuple[tuple[int, int], int]]:
-    """Yield this machine's IPv4 connections: their ports, ours first, and how many bytes wait to be sent."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, own, other, _, queues, *_ = line.split()
-        yield (port_of(own), port_of(other)), int(queues.partition(":")[0], 16)
-
-
-def port_of(address: str) -> int:
-    """Return the port in an address as the kernel writes it."""
-    return int(address.partition(":")[2], 16)

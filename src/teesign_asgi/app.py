@@ -24,7 +24,7 @@ from teesign.sources import Sources
 
 from .attestor import Attestor
 from .certificate import BoundCertificate, CertificateError
-from .client_connection import BreakOff
+from .client_connection import BreakOff, hang_up_at_exit
 from .drain import Drain
 from .errors import (
     StartError,
@@ -158,6 +158,14 @@ class App:
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self._stalls.is_idle
+
+    def hang_up_at_exit(self, port: int) -> None:
+        """Break off what would look whole if this process ended now; to be called just before it does.
+
+        Args:
+            port: where its server listens.
+        """
+        hang_up_at_exit(self._stalls.open_scopes, port)
 
     async def start(self) -> None:
         """Get the keys and the sources ready. Does nothing the second time; waits if that is under way.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
@@ -30,7 +30,7 @@ from .sockets import own_tcp_sockets
 from .tasks import run_in_background
 from .types import Scope
 
-__all__ = ["BreakOff", "hang_up", "hang_up_in_thread"]
+__all__ = ["BreakOff", "hang_up", "hang_up_at_exit", "hang_up_in_thread"]
 
 FLUSH: Final = 0.05
 """Seconds that a server and a host get to write what they were given, until a response is broken off."""
@@ -88,16 +88,26 @@ def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:
         scopes: the requests'. Their `client` must be the socket's own peer.
         reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
     """
-    sought = {
-        _Ends(str(scope["client"][0]), int(scope["client"][1] or 0), int(scope["server"][1] or 0))
-        for scope in scopes
-        if scope.get("client") and scope.get("server") and not scope.get("http_version", "1.1").startswith("2")
-    }
-    for connection in own_tcp_sockets():
-        with suppress(OSError):  # it may have ended by itself
-            client, client_port, *_ = connection.getpeername()
-            if _Ends(client, client_port, connection.getsockname()[1]) in sought:
-                _end(connection, reset=reset)
+    sought = {_ends_of(scope) for scope in scopes if not scope.get("http_version", "1.1").startswith("2")}
+    for connection, ends in _client_connections():
+        if ends in sought:
+            _end(connection, reset=reset)
+
+
+def hang_up_at_exit(scopes: Iterable[Scope], own_port: int) -> None:
+    """Reset what would look whole if this process ended now: the kernel ends what a process leaves in order.
+
+    That is every connection, but for those on which a response is open that tells by itself where it ends. An answer
+    that a server has been given whole need not have reached the kernel: nothing here says which those are.
+
+    Args:
+        scopes: those of the requests that are being answered.
+        own_port: where the server listens.
+    """
+    spared = {_ends_of(scope) for scope in scopes if not _ends_with_connection(scope)}
+    for connection, ends in _client_connections():
+        if ends.own_port == own_port and ends not in spared:
+            _end(connection, reset=True)
 
 
 class _Ends(NamedTuple):
@@ -108,10 +118,23 @@ class _Ends(NamedTuple):
     own_port: int
 
 
+def _ends_of(scope: Scope) -> _Ends | None:
+    client, server = scope.get("client"), scope.get("server")
+    return _Ends(str(client[0]), int(client[1] or 0), int(server[1] or 0)) if client and server else None
+
+
+def _client_connections() -> Iterator[tuple[socket.socket, _Ends]]:
+    for connection in own_tcp_sockets():
+        with suppress(OSError):  # it may have ended by itself
+            client, client_port, *_ = connection.getpeername()
+            yield connection, _Ends(client, client_port, connection.getsockname()[1])
+
+
 def _end(connection: socket.socket, *, reset: bool) -> None:
     if reset:
         # Whatever the server does to end a connection in order comes too late after this; `shutdown` would send the
         # end first, and SO_LINGER has no effect before the server closes its own descriptor.
         ctypes.CDLL(None).connect(connection.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
     else:
-        connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it may have ended by itself
+            connection.shutdown(socket.SHUT_RDWR)

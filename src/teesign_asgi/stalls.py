@@ -79,6 +79,11 @@ class StallWatch:
         """Whether no request is open."""
         return not self._open
 
+    @property
+    def open_scopes(self) -> list[Scope]:
+        """The scopes of the requests that are open."""
+        return [entry.scope for entry in self._open]
+
     async def run(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
         """Wait for the work on a request.
 

@@ -285,6 +285,8 @@ ROWS: dict[str, Row] = {
         (
             f"{SHUTDOWN}test_the_signature_of_the_last_stream_can_be_fetched",
             f"{SHUTDOWN}test_a_stream_that_does_not_finish_is_cut",
+            f"{SHUTDOWN}test_a_stream_that_is_cut_does_not_look_whole_to_an_old_client",
+            f"{SHUTDOWN}test_an_answer_that_is_not_taken_does_not_look_whole_to_an_old_client",
             "test_drain.py::test_open_responses_are_waited_for",
             f"{SHUTDOWN}test_everything_is_served_during_the_delay",
         ),

@@ -35,7 +35,6 @@ from typing import Any, Final
 from granian.server.common import AbstractServer
 
 from ..app import App
-from ..drain import Drain
 from ..observe import log_event
 from .listener import end_unused_connections
 
@@ -88,7 +87,7 @@ def drain_first(loop: asyncio.AbstractEventLoop, app: App, port: int) -> None:
             return
         stop()
         loop.call_later(_LAST_BYTES, end_unused)
-        loop.call_later(max(_LAST_BYTES, drain.remaining), _cut_off, drain)
+        loop.call_later(max(_LAST_BYTES, drain.remaining), _cut_off, app, port)
 
     def end_unused() -> None:
         # The server waits for the rest of a head that has begun, which is asked for nothing any more.
@@ -99,12 +98,15 @@ def drain_first(loop: asyncio.AbstractEventLoop, app: App, port: int) -> None:
     loop.add_signal_handler = set_handler_after_drain  # type: ignore[method-assign,assignment] # granian has no hook for this
 
 
-def _cut_off(drain: Drain) -> None:
-    """End the process with whatever is still open."""
-    log_event(logging.WARNING, "the time to drain is up: open connections are cut off", open=drain.open_responses)
-    logging.shutdown()
-    _kill_children(os.getpid())
-    os._exit(1)
+def _cut_off(app: App, port: int) -> None:
+    """End the process with whatever is still open; none of it looks whole."""
+    log_event(logging.WARNING, "the time to drain is up: open connections are cut off", open=app.drain.open_responses)
+    try:
+        app.hang_up_at_exit(port)
+        logging.shutdown()
+        _kill_children(os.getpid())
+    finally:
+        os._exit(1)
 
 
 def _kill_children(pid: int) -> None:
