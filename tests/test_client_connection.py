@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import fastapi
 import pytest
-from backend import Backend, Call, event_stream, head
+from backend import Backend, Call, event_stream, head, open_stream
 from raw_client import RawResponse, connect, request_bytes
 from servers import ALL_KINDS, TOKEN, Kind, serve, settings_for
 from wire import Client
@@ -18,7 +21,7 @@ from wire import Client
 from teesign.testing import fixed_pair
 from teesign_asgi import App
 from teesign_asgi.client_connection import hang_up_in_thread
-from teesign_asgi.types import ASGIApp
+from teesign_asgi.types import ASGIApp, Receive, Scope, Send
 
 PATIENCE = 10
 CHAT, JSON = "/v1/chat/completions", b"content-type: application/json"
@@ -56,11 +59,42 @@ def port(request: pytest.FixtureRequest, backend: Backend) -> Iterator[int]:
         yield running
 
 
+class Cancellable:
+    """A host that can cancel what its app does.
+
+    Args:
+        app: the app.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._open: list[tuple[anyio.lowlevel.EventLoopToken, anyio.CancelScope]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        with anyio.CancelScope() as cancellation:
+            self._open.append((anyio.lowlevel.current_token(), cancellation))
+            await self._app(scope, receive, send)
+
+    def cancel(self) -> None:
+        """Cancel all that is open, from another thread."""
+        for token, cancellation in self._open:
+            anyio.from_thread.run_sync(cancellation.cancel, token=token)
+
+
+def question(version: bytes) -> bytes:
+    """Return a request for a stream in this version of HTTP."""
+    asked = request_bytes("POST", CHAT, b'{"stream":true}', JSON, token=TOKEN)
+    return asked.replace(b" HTTP/1.1", b" HTTP/" + version, 1)
+
+
 def ask(port: int, version: bytes) -> tuple[RawResponse, str]:
     """Return the response to a client of this version, and how the connection ended."""
-    question = request_bytes("POST", CHAT, b'{"stream":true}', JSON, token=TOKEN)
     with connect(port) as wire:
-        wire.send(question.replace(b" HTTP/1.1", b" HTTP/" + version, 1))
+        wire.send(question(version))
         response = wire.response()
         wire.wait_for_end()
         return response, wire.ended_by
@@ -101,6 +135,32 @@ def test_many_break_off_at_once(port: int, backend: Backend) -> None:
     with ThreadPoolExecutor(20) as clients:
         assert not any(response.whole for response, _ in clients.map(lambda _: ask(port, b"1.1"), range(40)))
     assert Client(port, TOKEN).get("/version").status == 200
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_stream_that_the_host_cancels_does_not_look_whole(backend: Backend, kind: Kind) -> None:
+    """As servers do with what is open when they stop: a client of HTTP/1.0 sees its connection reset."""
+    backend.play(open_stream(EVENT))
+    app = Cancellable(App(settings_for(backend.url), pair=fixed_pair()))
+    with serve(app, kind) as port, connect(port) as wire:
+        wire.send(question(b"1.0"))
+        wire.read_until(EVENT)
+        app.cancel()
+        wire.wait_for_end()
+        assert wire.ended_by == "reset"
+
+
+@pytest.mark.parametrize("kind", ["uvicorn-h11", "hypercorn", "hypercorn-trio"])
+def test_a_stream_that_is_open_when_a_server_stops_does_not_look_whole(backend: Backend, kind: Kind) -> None:
+    """Those that wait only for a time for what is open cancel it then."""
+    backend.play(open_stream(EVENT))
+    with contextlib.ExitStack() as client:
+        with serve(App(settings_for(backend.url), pair=fixed_pair()), kind) as port:
+            wire = client.enter_context(connect(port))
+            wire.send(question(b"1.0"))
+            wire.read_until(EVENT)
+        wire.wait_for_end()
+        assert wire.ended_by == "reset"
 
 
 @pytest.mark.anyio

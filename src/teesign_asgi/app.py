@@ -269,6 +269,11 @@ class App:
             await answer_failure(error, request, reply, outcome)
             if reply.status and not (reply.finished or outcome.client_gone or outcome.stalled):
                 await self._break_off(scope)
+        except BaseException as error:
+            # The host has cancelled the task. One that is only dropped may wait for nothing any more.
+            if reply.status and not reply.finished and not isinstance(error, GeneratorExit):
+                await self._break_off.cancelled(scope)
+            raise
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
 

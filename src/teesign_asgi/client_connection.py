@@ -24,6 +24,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from .sockets import own_tcp_sockets
@@ -43,6 +44,7 @@ class BreakOff:
 
     def __init__(self) -> None:
         self._waiting: list[Scope] = []
+        self._cancelled: list[Scope] = []
         self._done: anyio.Event | None = None  # for those who wait
 
     async def __call__(self, scope: Scope) -> None:
@@ -68,6 +70,25 @@ class BreakOff:
         finally:
             done.set()
 
+    async def cancelled(self, scope: Scope) -> None:
+        """Do the same for a request that the host has cancelled, before it hears of that: then it ends the connection.
+
+        Only what ends with its connection is reset: a host that stops says of nothing else that it is whole.
+
+        Args:
+            scope: the request's.
+        """
+        if not _ends_with_connection(scope):
+            return
+        self._cancelled.append(scope)
+        try:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()  # one look for all that are cancelled together
+        finally:  # the host may cancel again
+            scopes, self._cancelled = self._cancelled, []
+            if scopes:
+                hang_up(scopes, reset=True)
+
 
 def _ends_with_connection(scope: Scope) -> bool:
     """Tell whether the end of the connection is the end of the response: before HTTP/1.1, which granian calls "1"."""
@@ -82,7 +103,7 @@ async def hang_up_in_thread(scopes: Iterable[Scope], *, reset: bool) -> None:
 def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:
     """End the connections that requests came over.
 
-    To be called from a thread: it looks at every descriptor of the process.
+    To be called from a thread, where there is time for that: it looks at every descriptor of the process.
 
     Args:
         scopes: the requests'. Their `client` must be the socket's own peer.
