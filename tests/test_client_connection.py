@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
@@ -15,7 +16,7 @@ import fastapi
 import pytest
 from backend import Backend, Call, event_stream, head, open_stream
 from raw_client import RawResponse, connect, request_bytes
-from servers import ALL_KINDS, TOKEN, Kind, serve, settings_for
+from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, serve, settings_for
 from wire import Client
 
 from teesign.testing import fixed_pair
@@ -31,7 +32,7 @@ DECLARED = head(200, b"content-type: audio/mpeg", b"content-length: 9") + b"half
 Host = Literal["alone", "middleware"]
 
 
-def _hosted(app: App, host: Host) -> ASGIApp:
+def _hosted(app: ASGIApp, host: Host) -> ASGIApp:
     if host == "alone":
         return app
     outer = fastapi.FastAPI()
@@ -137,14 +138,40 @@ def test_many_break_off_at_once(port: int, backend: Backend) -> None:
     assert Client(port, TOKEN).get("/version").status == 200
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("host", ["alone", "middleware"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_stream_that_the_host_cancels_does_not_look_whole(backend: Backend, kind: Kind) -> None:
-    """As servers do with what is open when they stop: a client of HTTP/1.0 sees its connection reset."""
+def test_a_stream_that_the_host_cancels_does_not_look_whole(
+    backend: Backend, kind: Kind, host: Host, version: bytes
+) -> None:
+    """As a host with a time limit does, and servers with what is open when they stop."""
     backend.play(open_stream(EVENT))
+    app = Cancellable(App(settings_for(backend.url), pair=fixed_pair()))
+    with serve(_hosted(app, host), kind) as port, connect(port) as wire, ThreadPoolExecutor(1) as beside:
+        wire.send(question(version))
+        answered = beside.submit(wire.response)
+        backend.next_call()
+        while not wire.arrivals:
+            time.sleep(0.01)
+        app.cancel()
+        response = answered.result()
+        wire.wait_for_end()
+    assert (response.status, response.whole) == (200, False)
+    assert response.framing != "close" or wire.ended_by == "reset"
+
+
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_a_stream_that_the_host_cancels_once_it_has_broken_off(
+    backend: Backend, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment that the server still gets to write what came is over then."""
+    monkeypatch.setattr("teesign_asgi.client_connection.FLUSH", 3600)
+    backend.play(event_stream(EVENT, end=False))
     app = Cancellable(App(settings_for(backend.url), pair=fixed_pair()))
     with serve(app, kind) as port, connect(port) as wire:
         wire.send(question(b"1.0"))
         wire.read_until(EVENT)
+        time.sleep(0.3)  # so that the proxy has seen the end
         app.cancel()
         wire.wait_for_end()
         assert wire.ended_by == "reset"

@@ -57,37 +57,43 @@ class BreakOff:
         if self._done is None:
             self._done = anyio.Event()
             run_in_background(partial(self._end_all, self._done))
-        await self._done.wait()
+        try:
+            await self._done.wait()
+        except anyio.get_cancelled_exc_class():
+            await self.cancelled(scope)
+            raise
 
     async def _end_all(self, done: anyio.Event) -> None:
         await anyio.sleep(FLUSH)
         scopes, self._waiting, self._done = self._waiting, [], None
         try:
-            for reset in (True, False):
-                some = [scope for scope in scopes if _ends_with_connection(scope) is reset]
-                if some:
-                    await hang_up_in_thread(some, reset=reset)
+            for some, reset in _by_how_they_end(scopes):
+                await hang_up_in_thread(some, reset=reset)
         finally:
             done.set()
 
     async def cancelled(self, scope: Scope) -> None:
-        """Do the same for a request that the host has cancelled, before it hears of that: then it ends the connection.
-
-        Only what ends with its connection is reset: a host that stops says of nothing else that it is whole.
+        """Do the same for a request that the host has cancelled, before it hears of that and ends the response itself.
 
         Args:
             scope: the request's.
         """
-        if not _ends_with_connection(scope):
-            return
         self._cancelled.append(scope)
         try:
             with anyio.CancelScope(shield=True):
                 await anyio.lowlevel.checkpoint()  # one look for all that are cancelled together
         finally:  # the host may cancel again
             scopes, self._cancelled = self._cancelled, []
-            if scopes:
-                hang_up(scopes, reset=True)
+            for some, reset in _by_how_they_end(scopes):
+                hang_up(some, reset=reset)
+
+
+def _by_how_they_end(scopes: Iterable[Scope]) -> Iterator[tuple[list[Scope], bool]]:
+    """Yield those of requests whose connections must be reset, and those whose connections end in order, if any."""
+    for reset in (True, False):
+        some = [scope for scope in scopes if _ends_with_connection(scope) is reset]
+        if some:
+            yield some, reset
 
 
 def _ends_with_connection(scope: Scope) -> bool:
