@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,19 @@ def test_many_break_off_at_once(port: int, backend: Backend) -> None:
     with ThreadPoolExecutor(20) as clients:
         assert not any(response.whole for response, _ in clients.map(lambda _: ask(port, b"1.1"), range(40)))
     assert Client(port, TOKEN).get("/version").status == 200
+
+
+@pytest.mark.parametrize("kind", ["hypercorn", "hypercorn-trio"])
+def test_a_client_that_sends_no_more_sees_that_its_answer_is_not_whole(backend: Backend, kind: Kind) -> None:
+    """Servers take it to have left; these two leave the end of its connection to the app. The others end it at once."""
+    backend.play(open_stream(EVENT))
+    with serve(App(settings_for(backend.url), pair=fixed_pair()), kind) as port, connect(port) as wire:
+        wire.send(question(b"1.0"))
+        wire.read_until(EVENT)
+        time.sleep(0.2)  # so that the server waits for its going
+        wire.socket.shutdown(socket.SHUT_WR)
+        wire.wait_for_end()
+        assert wire.ended_by == "reset"
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])

@@ -47,12 +47,16 @@ class BreakOff:
         self._cancelled: list[Scope] = []
         self._done: anyio.Event | None = None  # for those who wait
 
-    async def __call__(self, scope: Scope) -> None:
+    async def __call__(self, scope: Scope, *, client_gone: bool = False) -> None:
         """End the connection of a request whose response has begun and must not look whole; wait until it has ended.
 
         Args:
             scope: the request's.
+            client_gone: the server says that the client has gone, and ends its connection. One that only sends no more
+                still reads; to it, too, a response that ends with its connection must not look whole.
         """
+        if client_gone and not _ends_with_connection(scope):
+            return
         self._waiting.append(scope)
         if self._done is None:
             self._done = anyio.Event()

@@ -173,6 +173,7 @@ ROWS: dict[str, Row] = {
             f"{RESPONSES}test_a_stream_that_breaks_off",
             f"{RESPONSES}test_a_stream_without_a_terminator",
             "test_client_connection.py::test_a_stream_that_breaks_off_does_not_look_whole",
+            "test_client_connection.py::test_a_client_that_sends_no_more_sees_that_its_answer_is_not_whole",
             "test_client_connection.py::test_a_stream_that_the_host_cancels_does_not_look_whole",
             "test_client_connection.py::test_a_stream_that_is_open_when_a_server_stops_does_not_look_whole",
             "test_hosts.py::test_a_server_that_ends_what_broke_off_is_refused",
