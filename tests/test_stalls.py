@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -276,6 +277,42 @@ async def test_a_client_that_does_not_take_the_head() -> None:
     with anyio.fail_after(10), pytest.raises(ClientStalledError) as caught:
         await StallWatch(sending=60, taking=0.1).run(scope, request, reply, reply.start(200, []))
     assert caught.value.part == "response"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["no thread", "odd address"])
+async def test_clients_that_cannot_be_hung_up_on_are_cut_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """All that have stopped, and those that stop later: the backend's connections do not wait for them."""
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    if how == "no thread":
+
+        async def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("anyio.to_thread.run_sync", fail)
+    else:
+        scope |= {"client": ("somewhere", "odd"), "server": ("here",)}
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is received")
+
+    async def send(_: Message) -> None:
+        await anyio.sleep_forever()
+
+    watch = StallWatch(sending=60, taking=0.1)
+
+    async def stop() -> None:
+        request, reply = Request(scope, receive, bytes, 0), Reply(send, b"id", "POST")
+        with pytest.raises(ClientStalledError):
+            await watch.run(scope, request, reply, reply.start(200, []))
+
+    with anyio.fail_after(10):
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                group.start_soon(stop)
+                group.start_soon(stop)
 
 
 def test_a_client_that_does_not_take_a_whole_answer(log: Path) -> None:

@@ -17,6 +17,7 @@ header name another client's connection, which is ended then: README.md says so 
 from __future__ import annotations
 
 import ctypes
+import logging
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from .observe import describe_exception, log_event
 from .sockets import own_tcp_sockets
 from .tasks import run_in_background
 from .types import Scope
@@ -106,8 +108,14 @@ def _ends_with_connection(scope: Scope) -> bool:
 
 
 async def hang_up_in_thread(scopes: Iterable[Scope], *, reset: bool) -> None:
-    """Do what `hang_up` does, without waiting for one of the threads that the host has for its work."""
-    await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=reset), limiter=anyio.CapacityLimiter(1))
+    """Do what `hang_up` does, without waiting for one of the threads that the host has for its work.
+
+    Where that cannot be done, it is logged: whoever calls this has others to look after.
+    """
+    try:
+        await anyio.to_thread.run_sync(partial(hang_up, scopes, reset=reset), limiter=anyio.CapacityLimiter(1))
+    except Exception as error:  # noqa: BLE001 - such as that no thread can be started
+        log_event(logging.ERROR, "clients' connections could not be ended", **describe_exception(error))
 
 
 def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:
@@ -151,7 +159,10 @@ class _Ends(NamedTuple):
 
 def _ends_of(scope: Scope) -> _Ends | None:
     client, server = scope.get("client"), scope.get("server")
-    return _Ends(str(client[0]), int(client[1] or 0), int(server[1] or 0)) if client and server else None
+    try:
+        return _Ends(str(client[0]), int(client[1] or 0), int(server[1] or 0)) if client and server else None
+    except (LookupError, TypeError, ValueError):  # of a host that puts something else there
+        return None
 
 
 def _client_connections() -> Iterator[tuple[socket.socket, _Ends]]:
