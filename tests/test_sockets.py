@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -38,18 +40,53 @@ def test_locks_on_files_stay(tmp_path: Path) -> None:
         assert b"BlockingIOError" in other.stderr
 
 
+def test_sockets_are_found_where_no_descriptors_are_left() -> None:
+    """It is then that connections must be ended; and none stays open for having been looked at."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as taken, socket.create_server(("127.0.0.1", 0)) as listener:
+        client = taken.enter_context(socket.create_connection(listener.getsockname()))
+        connection, _ = listener.accept()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 50, limits[1]))
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        with contextlib.suppress(OSError):
+            while True:
+                taken.callback(os.close, os.dup(client.fileno()))
+        found = {each.getsockname() for each in own_tcp_sockets()}
+        assert {listener.getsockname(), client.getsockname()} <= found
+        connection.close()
+        assert client.recv(1) == b""
+
+
+CLOSED_BY_A_DAEMON = """
+import os, socket
+from teesign_asgi.sockets import own_tcp_sockets
+os.closerange(3, 100)
+files = [os.memfd_create("a file") for _ in range(20)]
+listener = socket.create_server(("127.0.0.1", 0))
+before = [os.fstat(file).st_ino for file in files]
+assert listener.getsockname() in [found.getsockname() for found in own_tcp_sockets()]
+assert before == [os.fstat(file).st_ino for file in files]
+"""
+
+
+def test_a_descriptor_that_is_not_ours_any_more_is_left_alone() -> None:
+    """What becomes a daemon closes every descriptor that it finds, and its files get their numbers."""
+    subprocess.run([sys.executable, "-c", CLOSED_BY_A_DAEMON], check=True)
+
+
 def test_a_socket_of_an_unknown_kind_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of it stays open, and the others are found."""
 
     class Odd(socket.socket):
         def __init__(self, fileno: int) -> None:
-            if fileno == odd:
+            if os.fstat(fileno).st_ino == odd:
                 raise OSError
             super().__init__(fileno=fileno)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        before, odd = _descriptors(), os.dup(listener.fileno())
-        os.close(odd)  # the number that the first duplicate gets
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
+        before, odd = _descriptors(), os.fstat(other.fileno()).st_ino
         monkeypatch.setattr("teesign_asgi.sockets.socket.socket", Odd)
-        list(own_tcp_sockets())
+        found = [found.getsockname() for found in own_tcp_sockets()]
+        assert listener.getsockname() in found
+        assert other.getsockname() not in found
         assert _descriptors() == before

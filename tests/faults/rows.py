@@ -260,7 +260,10 @@ ROWS: dict[str, Row] = {
     ),
     "descriptors": Row(
         "no more descriptors",
-        (f"{PROCESS}test_a_process_without_descriptors",),
+        (
+            f"{PROCESS}test_a_process_without_descriptors",
+            "test_sockets.py::test_sockets_are_found_where_no_descriptors_are_left",
+        ),
         ITS_OWN,
     ),
     "log pipe": Row(
