@@ -124,8 +124,8 @@ class Authority:
         """Return r and s, in as many bytes each as the curve has."""
         return raw_signature(self.key, data, self._hash)
 
-    def revocations(self) -> bytes:
-        """Return an empty revocation list."""
+    def revocations(self, *revoked: Authority) -> bytes:
+        """Return a revocation list, with the certificates of these."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.name)
@@ -134,6 +134,9 @@ class Authority:
             .add_extension(x509.CRLNumber(1), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
+        for other in revoked:
+            serial = x509.RevokedCertificateBuilder().serial_number(other.certificate.serial_number)
+            builder = builder.add_revoked_certificate(serial.revocation_date(START).build())
         return builder.sign(self.key, self._hash).public_bytes(Encoding.DER)
 
 
@@ -166,11 +169,11 @@ def sized(length: int, data: bytes) -> bytes:
 class Intel:
     """An authority like Intel's: it makes quotes, and the collateral that they verify with."""
 
-    def __init__(self, status: str = "UpToDate") -> None:
+    def __init__(self, status: str = "UpToDate", *, signer_until: datetime | None = None) -> None:
         self.root = Authority("Intel SGX Root CA")
         self._platform = Authority("Intel SGX PCK Platform CA", self.root)
         self._pck = Authority("Intel SGX PCK Certificate", self._platform, ca=False, extra=[(_SGX, sgx_extension())])
-        self._tcb = Authority("Intel SGX TCB Signing", self.root, ca=False)
+        self._tcb = Authority("Intel SGX TCB Signing", self.root, ca=False, not_after=signer_until)
         self._attestation = ec.generate_private_key(ec.SECP256R1())
         self._status = status
 
@@ -236,6 +239,16 @@ class Intel:
         collateral = self.collateral()
         text = json.dumps(json.loads(collateral[part]) | changes)
         return collateral | {part: text, f"{part}_signature": self._tcb.sign(text.encode()).hex()}
+
+    def collateral_revoking(self, whose: str) -> dict[str, Any]:
+        """Return the same collateral, but for a certificate that is revoked: the machine's, or that of another."""
+        lists = {
+            "machine": {"pck_crl": self._platform.revocations(self._pck)},
+            "platform": {"root_ca_crl": self.root.revocations(self._platform)},
+            "signer": {"root_ca_crl": self.root.revocations(self._tcb)},
+            "root": {"root_ca_crl": self.root.revocations(self.root)},
+        }
+        return self.collateral() | {name: content.hex() for name, content in lists[whose].items()}
 
 
 class Nvidia:

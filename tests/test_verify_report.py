@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,46 @@ def test_collateral_for_something_else_is_refused(part: str, changes: dict[str, 
     assert failure(REPORT, collateral=collateral) == (code, "signature")
 
 
+@pytest.mark.parametrize("whose", ["machine", "platform", "signer", "root"])
+def test_a_revoked_certificate_has_a_code_of_its_own(whose: str) -> None:
+    """Wherever in Intel's chains it is."""
+    assert failure(REPORT, collateral=INTEL.collateral_revoking(whose)) == ("certificate_revoked", "signature")
+
+
+LEVEL = json.loads(COLLATERAL["qe_identity"])["tcbLevels"][0]
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "code"),
+    [
+        pytest.param("tcb_info", {"nextUpdate": "2030-01-01T00:00:00Z"}, "collateral_expired", id="expired list"),
+        pytest.param("qe_identity", {"nextUpdate": "2030-01-01T00:00:00Z"}, "collateral_expired", id="expired enclave"),
+        pytest.param("qe_identity", {"tcbLevels": [LEVEL | {"tcbStatus": "Revoked"}]}, "tcb_not_accepted", id="state"),
+        pytest.param("qe_identity", {"tcbLevels": [LEVEL | {"tcbStatus": "?"}]}, "quote_not_verified", id="unknown"),
+        pytest.param(
+            "qe_identity",
+            {"tcbLevels": [LEVEL | {"tcbStatus": "\nCertRevoked\nNo matching TCB level found\n"}]},
+            "quote_not_verified",
+            id="unknown state of several lines",
+        ),
+        pytest.param("qe_identity", {"id": "revoked"}, "quote_not_verified", id="name with a word for a code"),
+        pytest.param("qe_identity", {"id": "expired"}, "quote_not_verified", id="name with another word"),
+    ],
+)
+def test_words_of_the_collateral_choose_no_code(part: str, changes: dict[str, Any], code: str) -> None:
+    """The library's messages quote what it could not read, and list states: only what it says itself counts."""
+    assert failure(REPORT, collateral=INTEL.collateral_with(part, **changes)) == (code, "signature")
+
+
+def test_a_certificate_out_of_date_has_the_code_of_the_collateral() -> None:
+    """Long after both were issued, it may be either."""
+    intel = Intel(signer_until=END - timedelta(days=1))
+    quote = intel.quote(bytes(64)).quote
+    with pytest.raises(VerificationError) as caught:
+        verify_quote(quote, intel.collateral(), Policy(), now=END.timestamp() - 1, root=intel.root.der)
+    assert caught.value.code == "collateral_expired"
+
+
 PCK = Authority("Intel SGX PCK Certificate", INTEL.root, ca=False)
 FOO = PCK.certificate.public_bytes(Encoding.PEM).replace(b"CERTIFICATE", b"FOO")
 GENUINE_CHAIN = COLLATERAL["tcb_info_issuer_chain"].encode()
@@ -390,6 +430,15 @@ def test_the_state_of_the_machine_must_be_accepted() -> None:
     tolerant = Policy(tcb_statuses=("UpToDate", "OutOfDate"))
     verified = verify_quote(quote, intel.collateral(), tolerant, now=NOW, root=intel.root.der)
     assert verified.status == "OutOfDate"
+
+
+def test_a_revoked_state_is_accepted_by_no_policy() -> None:
+    """Whatever it lists; no certificate was revoked, so that is not what the code says."""
+    intel = Intel("Revoked")
+    quote = intel.quote(bytes(64)).quote
+    with pytest.raises(VerificationError, match="Revoked") as caught:
+        verify_quote(quote, intel.collateral(), Policy(tcb_statuses=("Revoked",)), now=NOW, root=intel.root.der)
+    assert caught.value.code == "tcb_not_accepted"
 
 
 def test_collateral_without_its_members_is_a_mistake_of_the_caller() -> None:

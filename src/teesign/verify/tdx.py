@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,10 +19,22 @@ from .policy import Policy
 __all__ = ["VerifiedTcb", "verify_quote"]
 
 _REASONS: Final = (
-    ("No matching TCB level", "tcb_unknown", "Intel knows no state of this machine: its firmware is too old."),
-    ("expired", "collateral_expired", "The collateral, or a certificate, is not valid at this time."),
-    ("revoked", "certificate_revoked", "A certificate of the quote was revoked."),
+    (r"No matching TCB level found", "tcb_unknown", "Intel knows no state of this machine: its firmware is too old."),
+    (
+        r"TCBInfo expired|QE Identity expired|C(?:rl|ert)Expired \{.*\}",
+        "collateral_expired",
+        "The collateral, or a certificate, is not valid at this time.",
+    ),
+    (r"CertRevoked", "certificate_revoked", "A certificate of the quote, or of the collateral, was revoked."),
+    (
+        r"TCB status is invalid: Revoked",
+        "tcb_not_accepted",
+        "The machine's state is Revoked: Intel has withdrawn its word for it, and no policy can accept that.",
+    ),
 )
+"""What the last line of a message of `dcap-qvl` is as a whole. Others quote the collateral, and list all states."""
+
+_PREFIX: Final = "Verification failed: "
 _SIGNED: Final = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _SIGNER: Final = "Intel SGX TCB Signing"
 """Common name of the certificate with which Intel signs collateral (Intel, PCS API version 4)."""
@@ -57,7 +70,7 @@ def verify_quote(
     Raises:
         VerificationError: `quote_not_verified`, `collateral_expired`, `tcb_unknown`, `certificate_revoked`,
             `collateral_signer` if the collateral was signed with a key that Intel has certified for something else, or
-            `tcb_not_accepted` if the policy does not list the state.
+            `tcb_not_accepted` if the policy does not list the state, or it is Revoked, which no policy can accept.
         UsageError: `bad_collateral` if the collateral lacks members.
     """
     try:
@@ -72,8 +85,9 @@ def verify_quote(
         else:
             verified = dcap_qvl.verify_with_root_ca(quote, parsed, root, int(now))
     except (ValueError, OverflowError) as error:
+        last = str(error).rpartition("\n")[2].strip().removeprefix(_PREFIX)
         code, message = next(
-            ((code, message) for word, code, message in _REASONS if word.lower() in str(error).lower()),
+            ((code, message) for words, code, message in _REASONS if re.fullmatch(words, last)),
             ("quote_not_verified", _UNVERIFIED),
         )
         raise VerificationError(message, code=code) from error

@@ -45,7 +45,7 @@ _BY_CODE: Final = {
     "tcb_unknown": "The machine lacks security updates that Intel insists on. Its operator has to install them.",
     "tcb_not_accepted": (
         "Intel knows weaknesses of this machine as it is. Its operator has to install updates; a policy can accept "
-        "the state all the same, under `tcb_statuses`."
+        "any state but Revoked all the same, under `tcb_statuses`."
     ),
     # report data
     "report_data_mismatch": (
