@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from ..hexadecimal import unhex
 __all__ = ["Policy", "UnsafeSimulatedPolicy", "parse_policy", "policy_members"]
 
 _DIGEST_LENGTHS: Final = {"mr_td": 48, "rtmr0": 48, "rtmr1": 48, "rtmr2": 48, "rtmr3": 48, "compose_hash": 32}
+_LISTS: Final = (tuple, list, set, frozenset)
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +32,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require_tls_key: whether the report must bind the TLS key of the connection that it came over.
 
     Raises:
-        UsageError: `bad_policy` if a pin is not hex of its length, or `tcb_statuses` is one text instead of several.
+        UsageError: `bad_policy` if a field is of another type, which one text instead of several is too, or a pin is
+            not hex of its length.
     """
 
     mr_td: tuple[str, ...] = ()
@@ -44,12 +47,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_tls_key: bool = False
 
     def __post_init__(self) -> None:
-        # In one text there are others: "OutOfDate" is in "OutOfDateConfigurationNeeded".
-        if isinstance(self.tcb_statuses, str):
-            raise UsageError("The policy's tcb_statuses must be a tuple of texts, not one text.", code="bad_policy")
         for name, length in _DIGEST_LENGTHS.items():
-            if any(unhex(pin, length) is None for pin in getattr(self, name)):
-                raise UsageError(f"The policy's {name} must list values of {length} bytes in hex.", code="bad_policy")
+            if any(unhex(pin, length) is None for pin in _texts(name, self)):
+                raise _wrong(name, f"list values of {length} bytes in hex only")
+        if not all(status.isascii() for status in _texts("tcb_statuses", self)):
+            raise _wrong("tcb_statuses", "list words of Intel's only, like UpToDate")
+        for name in ("require_gpus", "require_tls_key"):
+            # None and 0 would ask less, and any text more, than whoever wrote them may have meant.
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, "be True or False")
 
     @property
     def accepts_simulated(self) -> bool:
@@ -65,6 +71,19 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Tell whether a measured value is one of those pinned under this name, or nothing is."""
         pins = getattr(self, name)
         return not pins or value in [unhex(pin) for pin in pins]
+
+
+def _texts(name: str, policy: Policy) -> Collection[str]:
+    """Return the texts that a field lists."""
+    value = getattr(policy, name)
+    # In one text there are others: "OutOfDate" is in "OutOfDateConfigurationNeeded". What is read once is empty then.
+    if not isinstance(value, _LISTS) or not all(isinstance(text, str) for text in value):
+        raise _wrong(name, 'be a tuple of texts, like ("…",)')
+    return value
+
+
+def _wrong(name: str, must: str) -> UsageError:
+    return UsageError(f"The policy's {name} must {must}.", code="bad_policy")
 
 
 class UnsafeSimulatedPolicy(Policy, frozen=True, forbid_unknown_fields=True):
