@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-__all__ = ["UNDECODABLE", "decode", "decode_unambiguous", "is_too_deep", "may_overflow"]
+__all__ = ["MAX_DEPTH", "UNDECODABLE", "decode", "decode_unambiguous", "is_too_deep", "may_overflow"]
 
 UNDECODABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What msgspec raises for JSON that it cannot decode: bad syntax or the wrong types; too many levels; bytes that are no
 UTF-8, or half of a surrogate pair in text."""
 
-_MAX_DEPTH: Final = 100
+MAX_DEPTH: Final = 100
 """Reports have some ten levels."""
 
 _NO_OVERFLOW: Final = 800
@@ -54,23 +54,24 @@ def decode(document: bytes | bytearray | str, kind: type[_Kind]) -> _Kind:
     return msgspec.json.decode(document, type=kind)
 
 
-def decode_unambiguous(document: bytes | str) -> Any:
+def decode_unambiguous(document: bytes | str, levels: int = MAX_DEPTH) -> Any:
     """Return what JSON says that every reader reads alike: no object names a member twice, and no number is NaN.
 
     Args:
-        document: as for `decode`.
+        document: the JSON.
+        levels: what is nested more deeply is not looked at.
 
     Raises:
         ValueError, RecursionError: if it is something else. They hold the document: do not chain them.
     """
-    _check_depth(document)
+    _check_depth(document, levels)
     text = document if isinstance(document, str) else document.decode()
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
-def _check_depth(document: bytes | bytearray | str) -> None:
+def _check_depth(document: bytes | bytearray | str, levels: int = MAX_DEPTH) -> None:
     """Raise what a decoder would, with luck."""
-    if is_too_deep(document):
+    if is_too_deep(document, levels):
         raise RecursionError("The document has too many levels.")
 
 
@@ -87,7 +88,7 @@ def _refuse_constant(_: str) -> None:
     raise ValueError("JSON has no such number.")
 
 
-def is_too_deep(document: bytes | bytearray | str, levels: int = _MAX_DEPTH) -> bool:
+def is_too_deep(document: bytes | bytearray | str, levels: int = MAX_DEPTH) -> bool:
     """Tell whether JSON has more levels of objects and lists than that; of other text, whatever comes out."""
     encoded = document.encode("utf-8", "replace") if isinstance(document, str) else document
     if encoded.count(b"[") + encoded.count(b"{") <= levels:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..documents import decode_unambiguous
+from ..documents import MAX_DEPTH, decode_unambiguous
 from ..errors import MalformedError, UsageError, VerificationError
 from ..hexadecimal import unhex
 from .answer import VerifiedAnswer, verify_answer
@@ -263,7 +263,8 @@ def _decode_object(written: bytes) -> tuple[dict[str, Any], str]:
     """Return the object in a file, and the digest of its members without `sha256`."""
     # Nothing is chained: the decoder's exceptions hold the whole text.
     try:
-        members = decode_unambiguous(written.decode())
+        # Whatever was read as a document of its own is one level deeper here.
+        members = decode_unambiguous(written.decode(), MAX_DEPTH + 1)
         if isinstance(members, dict):
             return members, _digest({name: value for name, value in members.items() if name != "sha256"})
     except (UnicodeDecodeError, json.JSONDecodeError):
