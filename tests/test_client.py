@@ -532,6 +532,16 @@ def test_addresses_that_lead_nowhere(url: str, code: str) -> None:
     assert (error.code, "canary" in str(error)) == (code, False)
 
 
+@pytest.mark.parametrize(
+    "value", ["Bearer café", "Bearer a\nb", b"Bearer a\r\nb", "Bearer \0", " Bearer a", "Bearer a\n"]
+)
+def test_an_authorization_that_cannot_be_sent_is_refused(value: str | bytes) -> None:
+    """When a server is named, and not by an error of a library's that shows it."""
+    with pytest.raises(UsageError) as caught:
+        Server("https://example.org", value)
+    assert caught.value.code == "bad_authorization"
+
+
 def test_neither_token_nor_credentials_are_shown() -> None:
     """What describes a question or a server can go to a log."""
     server = Server("https://user:canary@example.org/llm", "Bearer canary")

@@ -7,9 +7,10 @@ import secrets
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -350,6 +351,44 @@ def test_a_wrong_token_is_the_servers_answer(server: Stack) -> None:
         ask.post(url_of(server), json={}, headers={"authorization": "Bearer canary"})
     assert caught.value.code == "bad_status"
     assert "canary" not in str(caught.value)
+    assert not server.backend.calls
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize(
+    ("value", "encoding"),
+    [
+        pytest.param(b"Bearer caf\xc3\xa9", None, id="UTF-8"),
+        pytest.param(b"Bearer caf\xe9", None, id="Latin-1"),
+        pytest.param("Bearer café", "utf-8", id="text"),
+        pytest.param("Basic Og==", None, id="another scheme"),
+    ],
+)
+def test_any_authorization_that_can_be_sent_is_repeated(
+    middle: MiddleMan, family: Any, value: bytes | str, encoding: str | None
+) -> None:
+    """Byte for byte, for the report and the signature too."""
+    seen = []
+
+    def note(message: Message) -> Message:
+        seen.append(message.headers["authorization"].encode("latin-1"))
+        return replace(message, headers=message.headers | HEADERS)
+
+    middle.behave()
+    middle.on_request = note
+    headers = family.Headers({"authorization": value}, encoding=encoding)
+    with client(family) as ask:
+        assert "teesign" in ask.post(middle.url + CHAT, json={}, headers=headers).extensions
+    assert seen == [value if isinstance(value, bytes) else value.encode()] * 3
+
+
+@pytest.mark.parametrize("value", [b"Bearer canary\r\nx: y", b"Bearer canary\0", b"Bearer canary "])
+def test_an_authorization_that_cannot_be_sent_is_said_to_be_one(server: Stack, value: bytes) -> None:
+    """Instead of a server that cannot be reached; and nothing shows it, not even what the libraries raise."""
+    with client() as ask, pytest.raises(UsageError) as caught:
+        ask.post(url_of(server), json={}, headers={"authorization": value})
+    assert caught.value.code == "bad_authorization"
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
     assert not server.backend.calls
 
 

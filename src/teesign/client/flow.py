@@ -39,7 +39,7 @@ class Question(msgspec.Struct, frozen=True):
 
     what: str
     url: str
-    authorization: str | None = None
+    authorization: str | bytes | None = None
     body: bytes | None = None
     spki_sha256: bytes | None = None
     alone: bool = False

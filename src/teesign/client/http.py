@@ -174,7 +174,7 @@ async def _ask_once_async(
 
 
 def _request(family: ModuleType, question: Question, limit: float) -> Any:
-    headers = {"accept": "*/*", "accept-encoding": "identity"}
+    headers: dict[str, str | bytes] = {"accept": "*/*", "accept-encoding": "identity"}
     if question.authorization is not None:
         headers["authorization"] = question.authorization
     if question.alone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from ..attestation import NONCE_LENGTH
-from ..errors import FetchError, VerificationError
+from ..errors import FetchError, UsageError, VerificationError
 from ..identifiers import MAX_STORED_ID
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
@@ -22,6 +23,8 @@ __all__ = ["Attestation", "Server", "Trust", "attest", "fetch_report", "fetch_si
 
 _REPORT: Final = "the attestation report"
 _SIGNATURE: Final = "the signature"
+_FIELD_VALUE: Final = re.compile(rb"(?:[^\0\s]+(?:[ \t]+[^\0\s]+)*)?")
+"""The value of a header, as h11 sends it: a little more than RFC 9110 has, section 5.5."""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -29,17 +32,29 @@ class Server(msgspec.Struct, frozen=True):
 
     Attributes:
         url: what comes before `/v1/…`, such as "https://example.org" or "https://example.org/llm".
-        authorization: value of the header of that name, such as "Bearer …"; None for none.
+        authorization: value of the header of that name, such as "Bearer …"; bytes where it is not ASCII; None for none.
         algorithm: which of its keys is to be attested, and its signatures checked.
         model: the model's name, for servers that want it in the query; left out when None.
         spki_sha256: the attested TLS key, see `bound_to`.
+
+    Raises:
+        UsageError: `bad_authorization` if the header cannot be sent.
     """
 
     url: str
-    authorization: str | None = None
+    authorization: str | bytes | None = None
     algorithm: SigningAlgorithm = "ecdsa"
     model: str | None = None
     spki_sha256: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.authorization is not None and not _can_be_sent(self.authorization):
+            # The libraries' own errors would show it.
+            raise UsageError(
+                "The value for the header Authorization cannot be sent: it must be text in ASCII, or bytes, on one "
+                "line and without spaces around it.",
+                code="bad_authorization",
+            )
 
     def __repr__(self) -> str:
         return f"Server({host_of(self.url)!r}, algorithm={self.algorithm!r})"
@@ -53,6 +68,12 @@ class Server(msgspec.Struct, frozen=True):
     def bound_to(self, attestation: Attestation) -> Server:
         """Return the same server, of which nothing more is asked but at the TLS key that its report binds, if any."""
         return msgspec.structs.replace(self, spki_sha256=attestation.spki_sha256)
+
+
+def _can_be_sent(value: str | bytes) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and _can_be_sent(value.encode())
+    return _FIELD_VALUE.fullmatch(value) is not None
 
 
 class Trust(msgspec.Struct, frozen=True):

@@ -137,6 +137,7 @@ class VerifyingTransport(_Configured, _Transport):
             `request_changed`, `encoded_answer`, `stream_hash_mismatch`, `tls_key_missing`, `tls_key_not_bound`,
             `tls_key_mismatch` and `quote_without_certificate`.
         FetchError: what the check needs could not be fetched.
+        UsageError: `bad_authorization` if the request's `Authorization` cannot be sent.
     """
 
     def __enter__(self) -> Self:

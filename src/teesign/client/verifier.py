@@ -74,6 +74,7 @@ class Verifier:
         Raises:
             VerificationError: `request_changed` if a redirect has taken the body from a request, or led one without to
                 another target.
+            UsageError: `bad_authorization` if that header cannot be sent.
         """
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
@@ -85,7 +86,7 @@ class Verifier:
                 code="request_changed",
             )
         base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
-        return Server(base, request.headers.get("authorization"), self._algorithm, self._model)
+        return Server(base, _authorization(request), self._algorithm, self._model)
 
     def known(self, server: Server) -> Attestation | None:
         """Return the server's attestation, if it still serves."""
@@ -152,6 +153,12 @@ def _usable(prefix: str) -> str:
             code="bad_prefix",
         )
     return path
+
+
+def _authorization(request: Any) -> bytes | None:
+    """Return the value of that header, byte for byte: as text it would be read in one way and written in another."""
+    values = [value for name, value in request.headers.raw if name.lower() == b"authorization"]
+    return b", ".join(values) if values else None
 
 
 def _question(request: Any) -> tuple[str, bytes | None]:
