@@ -430,13 +430,26 @@ def test_encoded_responses(proxy: Stack, content_type: bytes) -> None:
     assert proxy.client.signature("inside").status == 404
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 206, 299])
+@pytest.mark.parametrize("status", [200, 201, 202, 299])
 def test_every_2xx_is_signed(proxy: Stack, status: int) -> None:
     """Success is signed, whatever its number."""
     proxy.backend.play(json_answer(b'{"ok":true}', status))
     answered = proxy.client.post(CHAT, REQUEST)
     assert answered.status == status
     proxy.client.assert_answer_signed(answered, REQUEST, answered.json()["id"])
+
+
+@pytest.mark.parametrize("content_type", [JSON, EVENTS])
+@pytest.mark.parametrize("body", [b'{"ok":true}', b'{"id":"of-a-part"}', b"data: [DONE]\n\ndata: more\n\n"])
+def test_a_part_is_signed_as_the_bytes_it_is(proxy: Stack, content_type: bytes, body: bytes) -> None:
+    """With its headers, which say which part of what it is, and under the random id only."""
+    span = f"bytes 0-{len(body) - 1}/1000"
+    proxy.backend.play(answer(206, body, content_type, b"content-range: " + span.encode()))
+    answered = proxy.client.request("GET", "/v1/files/1")
+    assert (answered.status, answered.body, answered.header("content-range")) == (206, body, span)
+    assert answered.header("content-length") == str(len(body))
+    proxy.client.assert_answer_signed(answered, b"/v1/files/1")
+    assert proxy.client.signature("of-a-part").status == 404
 
 
 def test_no_content_is_signed(proxy: Stack) -> None:

@@ -241,10 +241,23 @@ def test_a_response_that_is_no_success_passes_unsigned(status: int, content_type
     assert relay([b'{"x":', b"1}"], content_type, status=status) == Outcome(b'{"x":1}', None)
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 299])
+@pytest.mark.parametrize("status", [200, 201, 204, 206, 299])
 def test_every_success_is_signed(status: int) -> None:
     """The whole of 2xx is."""
     assert relay([b"x"], AUDIO, status=status).signed
+
+
+@pytest.mark.parametrize("content_type", [JSON, EVENTS, AUDIO])
+@pytest.mark.parametrize(
+    "body", [b'{"x":1}', b"{}", b'{"id":"a"}', b'"x":1}', EVENT, EVENT + DONE, EVENT + DONE + EVENT, b""]
+)
+def test_a_part_is_delivered_and_signed_as_the_bytes_it_is(content_type: str, body: bytes) -> None:
+    """What looks like a document is a part of another: its head counts its bytes, and an id in it is anything's."""
+    for chunks in ways_to_cut(body):
+        outcome = relay(chunks, content_type, status=206)
+        assert (outcome.out, outcome.ids) == (body, (SIGNATURE_ID,))
+        assert outcome.signed
+        verify_exchange(REQUEST, body, outcome.signed.chat)
 
 
 def test_a_length_below_zero_is_refused() -> None:
@@ -474,6 +487,7 @@ def test_the_declared_length_holds_where_no_byte_is_added_or_dropped(
         pytest.param(JSON, 200, b'{"id":1}', False, id="with one"),
         pytest.param(JSON, 200, b"[1]", False, id="no object"),
         pytest.param(JSON, 404, b'{"x":1}', False, id="an error"),
+        pytest.param(JSON, 206, b'{"x":1}', False, id="a part"),
         pytest.param(EVENTS, 200, EVENT, False, id="event stream"),
     ],
 )

@@ -428,6 +428,11 @@ def test_every_kind_of_request_verifies(server: Stack, method: str, path: str, o
         pytest.param(answer(200, b""), id="empty"),
         pytest.param(answer(201, b"text", b"content-type: text/plain"), id="created"),
         pytest.param(answer(204, b""), id="no-content"),
+        pytest.param(json_answer(b'{"no":"id"}', 206), id="part"),
+        pytest.param(answer(206, b"".join(EVENTS), b"content-type: text/event-stream"), id="part-of-a-stream"),
+        pytest.param(
+            answer(206, EVENTS[0] + DONE + EVENTS[1], b"content-type: text/event-stream"), id="part-with-an-end-in-it"
+        ),
         pytest.param(event_stream(DONE), id="only-the-end"),
         pytest.param(event_stream(*EVENTS, b"data: [DONE]"), id="ended-by-the-body"),
         pytest.param(event_stream(b"data: {}\r\n\r\ndata: [DONE]\r\n\r\n"), id="crlf"),
