@@ -512,6 +512,25 @@ def test_a_prompt_is_never_sent_twice(server: Backend) -> None:
     assert len(server.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("https://example.org", "https://example.org"),
+        ("https://example.org/v1", "https://example.org"),
+        ("https://example.org/v1//", "https://example.org"),
+        ("https://example.org/llm/v1/", "https://example.org/llm"),
+        ("https://example.org/v1/v1", "https://example.org/v1"),
+        ("https://example.org/llm-v1", "https://example.org/llm-v1"),
+        ("https://v1", "https://v1"),
+    ],
+)
+def test_an_address_with_the_version_is_as_good_as_one_without(url: str, base: str) -> None:
+    """Clients are given it with `/v1`; the server is the same, also once its TLS key is known."""
+    server = Server(url)
+    for each in (server, msgspec.structs.replace(server, spki_sha256=bytes(32))):
+        assert each.question("x", "/v1/x").url == f"{base}/v1/x?signing_algo=ecdsa"
+
+
 def test_a_server_without_reports_is_told_where_they_were_looked_for(server: Backend) -> None:
     """Somebody may have left out the path below which it is mounted. Nonce and credentials are not shown."""
     server.play(answer(404, b"{}"))

@@ -162,6 +162,12 @@ def from_another_key(answer: Answer) -> Answer:
 BINDING = trust(Policy(require_tls_key=True))
 
 
+def test_a_server_is_asked_below_v1_whether_its_address_says_so_or_not() -> None:
+    """The question, the report and the signature alike."""
+    bundle = run(asking(Server("https://far/v1/"), BINDING), FarServer({}, b"\x0b" * 32))
+    verify_bundle(bundle, roots=ROOTS)
+
+
 def test_the_tls_key_is_bound_where_the_policy_asks_for_it() -> None:
     """It is in the bundle, which verifies with it."""
     bundle = run(asking(Server("https://far"), BINDING), FarServer({}, b"\x0b" * 32))

@@ -77,7 +77,7 @@ def round_trip(
     attestation = yield from attest(server, trust, random=random, clock=clock, passed=passed)
     verified = attestation.verified
     request = _chat(server.model or _named_model(attestation), f"{prompt} ({random(_WORD_LENGTH).hex()})")
-    url = f"{server.url.rstrip('/')}/v1/chat/completions"
+    url = f"{server.base}/v1/chat/completions"
     question = Question("an answer", url, server.authorization, request, attestation.spki_sha256)
     answer = question.expect((yield question))
     signature = yield from fetch_signature(server.bound_to(attestation), _signature_id(answer))

@@ -19,10 +19,11 @@ from ..verify.steps import Passed
 from .collateral import INTEL_PCS, fetch_collateral
 from .flow import Answer, Flow, Question, decode_object, host_of
 
-__all__ = ["Attestation", "Server", "Trust", "attest", "fetch_report", "fetch_signature"]
+__all__ = ["Attestation", "Server", "Trust", "attest", "before_v1", "fetch_report", "fetch_signature"]
 
 _REPORT: Final = "the attestation report"
 _SIGNATURE: Final = "the signature"
+_V1: Final = re.compile(r"(?<!/)/v1\Z")  # a host may have this name
 _FIELD_VALUE: Final = re.compile(rb"(?:[^\0\s]+(?:[ \t]+[^\0\s]+)*)?")
 """The value of a header, as h11 sends it: a little more than RFC 9110 has, section 5.5."""
 
@@ -31,7 +32,8 @@ class Server(msgspec.Struct, frozen=True):
     """Where a server is, and what its endpoints want to know.
 
     Attributes:
-        url: what comes before `/v1/…`, such as "https://example.org" or "https://example.org/llm".
+        url: what comes before `/v1/…`, such as "https://example.org" or "https://example.org/llm"; with `/v1` it will
+            do as well.
         authorization: value of the header of that name, such as "Bearer …"; bytes where it is not ASCII; None for none.
         algorithm: which of its keys is to be attested, and its signatures checked.
         model: the model's name, for servers that want it in the query; left out when None.
@@ -59,15 +61,25 @@ class Server(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Server({host_of(self.url)!r}, algorithm={self.algorithm!r})"
 
+    @property
+    def base(self) -> str:
+        """What comes before `/v1/…`, without a slash at its end."""
+        return before_v1(self.url)
+
     def question(self, what: str, path: str, **query: str) -> Question:
         """Return what to ask, with the algorithm and the model in the query."""
         named = {"signing_algo": self.algorithm, **query, **({} if self.model is None else {"model": self.model})}
-        url = f"{self.url.rstrip('/')}{path}?{urlencode(named)}"
+        url = f"{self.base}{path}?{urlencode(named)}"
         return Question(what, url, self.authorization, spki_sha256=self.spki_sha256)
 
     def bound_to(self, attestation: Attestation) -> Server:
         """Return the same server, of which nothing more is asked but at the TLS key that its report binds, if any."""
         return msgspec.structs.replace(self, spki_sha256=attestation.spki_sha256)
+
+
+def before_v1(address: str) -> str:
+    """Return a URL or path without a slash at its end, and without /v1: many write it too, since clients want it."""
+    return _V1.sub("", address.rstrip("/"))
 
 
 def _can_be_sent(value: str | bytes) -> bool:

@@ -12,7 +12,7 @@ from ..signing import SigningAlgorithm
 from .bodies import has_body
 from .flow import Flow
 from .observed import ObservedExchange, VerifiedResponse, is_signed
-from .server import Attestation, Server, Trust, attest, fetch_signature
+from .server import Attestation, Server, Trust, attest, before_v1, fetch_signature
 from .tls import check_tls_key
 
 __all__ = ["EXTENSION", "Verifier"]
@@ -85,7 +85,8 @@ class Verifier:
                 "A redirect turned the request into another one, which does not say what was asked.",
                 code="request_changed",
             )
-        base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}"
+        # A prefix may end in another /v1, which must not be taken for this one.
+        base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}/v1"
         return Server(base, _authorization(request), self._algorithm, self._model)
 
     def known(self, server: Server) -> Attestation | None:
@@ -145,8 +146,8 @@ class Verifier:
 
 
 def _usable(prefix: str) -> str:
-    """Return a prefix without /v1, which many write too, since clients want it, and without a slash at its end."""
-    path = prefix.rstrip("/").removesuffix("/v1")
+    """Return a prefix without /v1."""
+    path = before_v1(prefix)
     if not _PATH.fullmatch(path):
         raise UsageError(
             'The prefix must be the path between the host and /v1, as it stands in the URL, like "/llm".',

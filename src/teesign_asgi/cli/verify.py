@@ -133,13 +133,11 @@ def verify(context: click.Context, /, url: str | None, offline: Path | None, *, 
         verdict = Verdict(str(offline), as_json=as_json)
         _conclude(verdict, lambda: _verify_file(verdict, offline, kept, policy))
     assert url is not None
-    # What comes before /v1, which many write too, since clients want it.
-    base = _address(url).removesuffix("/v1")
-    server = Server(base, _authorization(options["token_file"]), options["algorithm"], options["model"])
+    server = Server(_address(url), _authorization(options["token_file"]), options["algorithm"], options["model"])
     collateral = None if options["collateral"] is None else _read(options["collateral"], parse_collateral)
     trust = Trust(policy or Policy(), collateral, _address(options["pccs"]))
     with _client() as client:
-        verdict = Verdict(server.url, as_json=as_json)
+        verdict = Verdict(server.base, as_json=as_json)
         ask = ask_with(client, limit=options["timeout"])
         _conclude(verdict, lambda: _visit(verdict, server, trust, ask, options["prompt"], options["bundle"]))
 
