@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -252,9 +253,24 @@ def test_the_signed_text(version: TextVersion, model: str, expected: str) -> Non
 
 
 def test_the_signed_text_is_the_first_form_by_default() -> None:
-    """And the second one has an empty name where none is given."""
+    """Which needs no name."""
     assert signed_text("a", "b") == "a:b"
-    assert signed_text("a", "b", version="v2") == ":a:b"
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "code"),
+    [
+        ("v2", "", "bad_model"),
+        ("v2", "\ud800", "bad_model"),
+        ("v3", "m", "bad_text_version"),
+        ("", "", "bad_text_version"),
+    ],
+)
+def test_a_text_that_an_exchange_would_refuse_is_not_made(version: Any, model: str, code: str) -> None:
+    """A form that does not exist, or a name that none is: with the codes that an exchange has for them."""
+    with pytest.raises(UsageError) as caught:
+        signed_text("a", "b", version=version, model=model)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("v", [0, 1])

@@ -42,7 +42,7 @@ import msgspec
 
 from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
-from .signing import SignedChat, SigningPair, TextVersion, signed_text
+from .signing import SignedChat, SigningPair, TextVersion, check_text_version, signed_text
 from .sse import EventStreamScanner
 
 __all__ = ["Exchange", "SignedExchange"]
@@ -142,8 +142,7 @@ class Exchange:
     ) -> None:
         if not isinstance(target, bytes):
             raise UsageError("The target is bytes, as they stood in the request line.", code="bad_target")
-        if text_version != "v1":
-            _check_version(text_version, model)
+        check_text_version(text_version, model)  # now, and not when all has been said
         self._pair = pair
         self._id_prefix = id_prefix
         self._random = random
@@ -380,17 +379,3 @@ class Exchange:
                 f"This call belongs to the state {state.name}; the exchange is in {self._state.name}.",
                 code="out_of_order",
             )
-
-
-def _check_version(version: str, model: str) -> None:
-    """Refuse now what could not be signed, or not be verified, in the end."""
-    if version != "v2":
-        raise UsageError(
-            f'There is no signed text of version "{version}"; there are v1 and v2.', code="bad_text_version"
-        )
-    if not model:
-        raise UsageError('Text version "v2" names the model: pass its name as `model`.', code="bad_model")
-    try:
-        model.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("The model's name cannot be encoded as UTF-8.", code="bad_model") from error

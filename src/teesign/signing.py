@@ -30,6 +30,7 @@ __all__ = [
     "SigningAlgorithm",
     "SigningPair",
     "TextVersion",
+    "check_text_version",
     "recover_ecdsa_address",
     "signed_text",
     "verify_ecdsa",
@@ -55,10 +56,35 @@ def signed_text(request_sha256: str, response_sha256: str, *, version: TextVersi
         response_sha256: 64 lowercase hex digits.
         version: "v1" is `{request}:{response}`, 129 characters; "v2" puts the model's name in front.
         model: the name for "v2"; not used by "v1".
+
+    Raises:
+        UsageError: as from `check_text_version`.
     """
+    check_text_version(version, model)
     if version == "v1":
         return f"{request_sha256}:{response_sha256}"
     return f"{model}:{request_sha256}:{response_sha256}"
+
+
+def check_text_version(version: str, model: str) -> None:
+    """Refuse what could not be signed, or not be verified.
+
+    Raises:
+        UsageError: `bad_text_version` if there is no such form; `bad_model` if version "v2" is to name a model, and the
+            name is empty or cannot be encoded as UTF-8.
+    """
+    if version == "v1":
+        return
+    if version != "v2":
+        raise UsageError(
+            f'There is no signed text of version "{version}"; there are v1 and v2.', code="bad_text_version"
+        )
+    if not model:
+        raise UsageError('Text version "v2" names the model: pass its name as `model`.', code="bad_model")
+    try:
+        model.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("The model's name cannot be encoded as UTF-8.", code="bad_model") from error
 
 
 class Identity(msgspec.Struct, frozen=True):
