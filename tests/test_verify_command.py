@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import certifi
 import httpx
 import pytest
 from authorities import ROOTS
@@ -395,14 +396,27 @@ def test_mistakes_are_usage_errors(tmp_path: Path, arguments: list[str], message
         ("HTTPS_PROXY", "nonsense://x:kanarienvogel@y", "environment's proxies cannot be used: Unknown scheme"),
         ("SSL_CERT_FILE", "/nowhere", "certificates of SSL_CERT_FILE (/nowhere) cannot be used: [Errno 2] No"),
         ("SSL_CERT_FILE", __file__, f"certificates of SSL_CERT_FILE ({__file__}) cannot be used: "),
+        ("SSL_CERT_DIR", "/nowhere", "certificates of SSL_CERT_DIR (/nowhere) cannot be used: [Errno 2] No"),
+        ("SSL_CERT_DIR", "/nowhere:/nor/here", "SSL_CERT_DIR (/nowhere:/nor/here) cannot be used: [Errno 2] No"),
+        ("SSL_CERT_DIR", __file__, f"certificates of SSL_CERT_DIR ({__file__}) cannot be used: [Errno 20] Not"),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_said(name: str, value: str, message: str) -> None:
-    """It is nothing that the server did. The file with certificates is named, and a proxy's password is not."""
-    result = run("http://localhost", **{name: value})
+    """It is nothing that the server did. The file or folder is named, and a proxy's password is not."""
+    result = run("http://localhost", **{"SSL_CERT_FILE": None, name: value})
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "kanarienvogel" not in result.output
+
+
+@pytest.mark.parametrize("folders", ["{tmp_path}", "/nowhere:{tmp_path}"])
+def test_one_folder_with_certificates_is_enough(tmp_path: Path, folders: str) -> None:
+    """As for OpenSSL, which passes over those that are missing; and a file takes precedence over all."""
+    with Backend() as server:
+        server.play(answer(404, b""))
+        folder = folders.format(tmp_path=tmp_path)
+        assert run(server.url, SSL_CERT_DIR=folder, SSL_CERT_FILE=None).exit_code == 3
+        assert run(server.url, SSL_CERT_DIR="/nowhere", SSL_CERT_FILE=certifi.where()).exit_code == 3
 
 
 def test_a_server_with_a_certificate_of_ones_own_authority(development: Stack, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _FAILED, _USAGE, _UNREACHABLE, _UNEXPECTED, _INTERRUPTED = 1, 2, 3, 4, 130
 _ANOTHER_FILE: Final = frozenset(("not_a_bundle", "unknown_bundle_format"))
 _PROMPT: Final = "Say hello in one short sentence."
 _TOKEN: Final = "TOKEN"  # noqa: S105 - the name of the variable
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _LIVE_ONLY: Final = ("token_file", "model", "prompt", "collateral", "pccs", "algorithm", "timeout", "bundle")
 
 Value = TypeVar("Value")
@@ -236,11 +237,20 @@ def _client() -> Any:
         import httpx  # a file is verified without it
     except ModuleNotFoundError as error:
         raise click.UsageError(missing_package(error, "client")) from error
+    name = next((name for name in _CERTIFICATES if os.environ.get(name)), "")  # httpx looks at the first one only
     try:
+        if name == "SSL_CERT_DIR":
+            _look_into(os.environ[name])
         return httpx.Client()
     except OSError as error:  # which does not name the file
-        file = os.environ.get("SSL_CERT_FILE")
-        which = f"certificates of SSL_CERT_FILE ({file})" if file else "authorities' certificates"
+        which = f"certificates of {name} ({os.environ[name]})" if name else "authorities' certificates"
         raise click.UsageError(f"The {which} cannot be used: {error}") from error
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise click.UsageError(f"The environment's proxies cannot be used: {error}") from error
+
+
+def _look_into(folders: str) -> None:
+    """Raise an OSError unless one of the folders is there: OpenSSL says nothing before it misses a certificate."""
+    paths = [Path(folder) for folder in folders.split(os.pathsep)]
+    if not any(path.is_dir() for path in paths):
+        list(paths[0].iterdir())
