@@ -89,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.report",
         "verify.steps",
     },
-    "client.observed": {"client.flow", "client.server", "errors", "identifiers", "sse", "verify.answer"},
+    "client.observed": {"client.flow", "client.server", "errors", "identifiers", "signing", "sse", "verify.answer"},
     "client.verifier": {
         "client.bodies",
         "client.flow",

@@ -277,6 +277,19 @@ def test_a_request_without_a_body_is_its_target() -> None:
     verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat)
 
 
+@pytest.mark.parametrize(
+    ("target", "signed"),
+    [(b"/x?", b"/x"), (b"/?", b"/"), (b"/x??", b"/x??"), (b"/x?y?", b"/x?y?"), (b"/x%3F", b"/x%3F")],
+)
+def test_a_query_of_nothing_is_none(target: bytes, signed: bytes) -> None:
+    """Few servers tell the two apart, so that no gateway has to."""
+    exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=target)
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    assert exchange.signed
+    verify_exchange(signed, b"", exchange.signed.chat)
+
+
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_request_without_a_body_or_a_target_is_refused(status: int) -> None:
     """Signed, it could be any: all of them have the digest of no bytes. The refused call changes nothing."""

@@ -404,6 +404,8 @@ def test_the_token_goes_to_the_server_only(server: Stack) -> None:
     ("method", "path", "options"),
     [
         pytest.param("GET", "/v1/models/some?x=%20y", {}, id="no-body"),
+        pytest.param("GET", "/v1/models/some?", {}, id="empty-query"),
+        pytest.param("GET", "/v1/models/some??", {}, id="query-of-a-question-mark"),
         pytest.param("DELETE", "/files/a%2Bb", {}, id="delete"),
         pytest.param("POST", "/anything", {"content": b""}, id="empty-body"),
         pytest.param("POST", "/v1/embeddings", {"content": b'{"input": "x"}'}, id="bytes"),

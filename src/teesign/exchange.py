@@ -42,7 +42,7 @@ import msgspec
 
 from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
-from .signing import SignedChat, SigningPair, TextVersion, check_text_version, signed_text
+from .signing import SignedChat, SigningPair, TextVersion, check_text_version, signed_target, signed_text
 from .sse import EventStreamScanner
 
 __all__ = ["Exchange", "SignedExchange"]
@@ -89,7 +89,7 @@ class Exchange:
         id_prefix: what an inserted id starts with, without the dash: "chatcmpl".
         random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
         target: the raw request target, `path` or `path?query`, which stands for the body of a request without one
-            and is needed for no other.
+            and is needed for no other. A `?` with nothing behind it does not count.
         text_version: the form of the signed text, see `teesign.signing.signed_text`.
         model: the model's name, for text version "v2".
 
@@ -146,7 +146,7 @@ class Exchange:
         self._pair = pair
         self._id_prefix = id_prefix
         self._random = random
-        self._target = target
+        self._target = signed_target(target)
         self._text_version: TextVersion = text_version
         self._model = model
         self._state = _State.REQUEST

@@ -32,6 +32,7 @@ __all__ = [
     "TextVersion",
     "check_text_version",
     "recover_ecdsa_address",
+    "signed_target",
     "signed_text",
     "verify_ecdsa",
     "verify_ed25519",
@@ -64,6 +65,18 @@ def signed_text(request_sha256: str, response_sha256: str, *, version: TextVersi
     if version == "v1":
         return f"{request_sha256}:{response_sha256}"
     return f"{model}:{request_sha256}:{response_sha256}"
+
+
+def signed_target(target: bytes) -> bytes:
+    """Return what is hashed of a request without a body: its target, where a query of nothing is none.
+
+    Most servers do not tell `/x?` from `/x`, so that no gateway has to, and no verifier may.
+
+    Args:
+        target: the raw request target, `path` or `path?query`.
+    """
+    path, _, query = target.partition(b"?")
+    return target if query else path
 
 
 def check_text_version(version: str, model: str) -> None:

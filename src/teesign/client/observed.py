@@ -24,6 +24,7 @@ import msgspec
 
 from ..errors import VerificationError
 from ..identifiers import read_id
+from ..signing import signed_target
 from ..sse import EventStreamScanner
 from ..verify.answer import VerifiedAnswer, verify_answer_digests
 from .flow import decode_object, host_of
@@ -115,7 +116,7 @@ class ObservedExchange:
     )
 
     def __init__(self, target: bytes, *, has_body: bool) -> None:
-        self._target = target
+        self._target = signed_target(target)
         self._request = sha256()
         self._request_is_empty = True
         self._request_ended = not has_body

@@ -27,7 +27,7 @@ def bundle_of(attestation: Attestation, request: bytes, response: bytes, signatu
 
     Args:
         attestation: of the server that answered.
-        request: the request's exact bytes; of a request without a body, its raw target.
+        request: the request's exact bytes; of a request without a body, its raw target, see `verify_answer`.
         response: the response's exact bytes.
         signature: the signature endpoint's answer, as it came; that of a `VerifiedResponse`, for example.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import UsageError, VerificationError
-from ..signing import SigningAlgorithm
+from ..signing import SigningAlgorithm, signed_target
 from .bodies import has_body
 from .flow import Flow
 from .observed import ObservedExchange, VerifiedResponse, is_signed
@@ -164,4 +164,4 @@ def _authorization(request: Any) -> bytes | None:
 
 def _question(request: Any) -> tuple[str, bytes | None]:
     """Return what a redirect must leave as it is: the method and, where that is what is hashed, the target."""
-    return request.method, None if has_body(request) else request.url.raw_path
+    return request.method, None if has_body(request) else signed_target(request.url.raw_path)

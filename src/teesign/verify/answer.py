@@ -150,7 +150,8 @@ def verify_answer(
     result lists, above all that the answer is a new one.
 
     Args:
-        request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`).
+        request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`,
+            and never `path?`).
         response: the body as it was received, after HTTP framing is removed.
         signature: the signature endpoint's answer, decoded JSON.
         algorithm: of the attested key.

@@ -56,7 +56,7 @@ class EvidenceBundle(msgspec.Struct, frozen=True):
         spki_sha256: 32 bytes, SHA-256 of the connection's TLS key, if the report binds it; else None.
         report: the attestation report as it was answered, decoded JSON.
         collateral: what Intel had published, as for `verify_quote`; None for a simulated report.
-        request: the request's exact bytes; of a request without a body, its raw target.
+        request: the request's exact bytes; of a request without a body, its raw target, see `verify_answer`.
         response: the response's exact bytes.
         signature: the signature endpoint's answer, decoded JSON.
     """

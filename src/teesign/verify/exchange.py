@@ -88,7 +88,8 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     and headers the answer came: nothing of that is signed.
 
     Args:
-        request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`).
+        request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`,
+            and never `path?`).
         response: the body as it was received, after HTTP framing is removed.
         chat: text, signatures and addresses as the signature endpoint returned them.
 
