@@ -430,7 +430,7 @@ def test_encoded_responses(proxy: Stack, content_type: bytes) -> None:
     assert proxy.client.signature("inside").status == 404
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 299])
+@pytest.mark.parametrize("status", [200, 201, 202, 206, 299])
 def test_every_2xx_is_signed(proxy: Stack, status: int) -> None:
     """Success is signed, whatever its number."""
     proxy.backend.play(json_answer(b'{"ok":true}', status))

@@ -54,7 +54,7 @@ def exchange(**headers: str) -> ObservedExchange:
     observed.start_request()
     observed.send(b"request")
     observed.end_request()
-    observed.start_response(200, {name.replace("_", "-"): value for name, value in headers.items()})
+    observed.start_response({name.replace("_", "-"): value for name, value in headers.items()})
     return observed
 
 
@@ -163,7 +163,7 @@ def test_a_request_that_is_sent_again_counts_once() -> None:
         observed.send(b"")
         observed.send(b"uest")
     observed.end_request()
-    observed.start_response(200, {})
+    observed.start_response({})
     observed.end()
     observed.check(signature(b"request", b""), ATTESTATION)
 
@@ -173,7 +173,7 @@ def test_an_answer_to_the_start_of_a_request_is_refused() -> None:
     observed = ObservedExchange(b"/", has_body=True)
     body = iter(SentBody([b"Say ", b"no secrets."], observed))
     assert next(body) == b"Say "
-    observed.start_response(200, {})
+    observed.start_response({})
     observed.end()
     with pytest.raises(VerificationError) as caught:
         observed.check(signature(b"Say ", b""), ATTESTATION)
@@ -187,7 +187,7 @@ def test_an_answer_to_nothing_of_a_request_is_refused() -> None:
     answer any question with what came of it.
     """
     observed = ObservedExchange(b"/v1/x?y", has_body=True)
-    observed.start_response(200, {})
+    observed.start_response({})
     observed.end()
     with pytest.raises(VerificationError) as caught:
         observed.check(signature(b"/v1/x?y", b""), ATTESTATION)
@@ -201,7 +201,7 @@ def test_the_target_stands_for_a_body_that_is_not_there(begun: bool) -> None:  #
     if begun:
         observed.start_request()
         observed.end_request()
-    observed.start_response(200, {})
+    observed.start_response({})
     observed.end()
     observed.check(signature(b"/v1/x?y", b""), ATTESTATION)
 

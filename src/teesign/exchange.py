@@ -13,8 +13,8 @@ How the response is handled follows from its head alone:
                   spliced in as its first member; no other byte changes. A body that turns out not to be an object is
                   handled as RAW from its first byte on.
     EVENT_STREAM  passes through `EventStreamScanner`, which finds the id and holds back the terminator.
-    RAW           passes through; whole when its declared length has been reached or its framing has ended. Every
-                  206 is such: what looks like a document is a part of another, and its head says which bytes it is.
+    RAW           passes through; whole when its declared length has been reached or its framing has ended. A part of
+                  a document is such, whatever it looks like: its head says which bytes it is.
     UNSIGNED      passes through.
 
 Where a length was declared, the body is that many bytes: what is beyond belongs to nobody and is dropped, and with
@@ -54,9 +54,6 @@ _CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}")
 
 _BODILESS: Final = (204, 304)
 """Statuses without a body, whatever the headers say: the length with 304 is another response's (RFC 9110, 15.4.5)."""
-
-_PARTIAL: Final = 206
-"""The status of a part of what was asked for."""
 
 
 class SignedExchange(msgspec.Struct, frozen=True):
@@ -208,16 +205,19 @@ class Exchange:
         *,
         content_encoding: str | None = None,
         content_length: int | None = None,
+        is_part: bool = False,
     ) -> None:
         """Take the head of the response, and decide how its body is handled.
 
         Args:
-            status: the status code; only 200 to 299 are signed. The body of a 206 is not looked into.
+            status: the status code; only 200 to 299 are signed.
             content_type: the header's value, or None without one.
             content_encoding: likewise. An encoded body is not looked into: it is signed as the bytes it is.
             content_length: how many bytes the body will have, where its framing says so; 0 for the answer to HEAD.
                 Bytes beyond are dropped, and `end_response` refuses a shorter body. What passes through is then signed
                 with its last byte instead of after it.
+            is_part: whether the body is a part of a document (a 206 with Content-Range, RFC 9110, 15.3.7). It is not
+                looked into either.
 
         Raises:
             UsageError: `out_of_order` if called twice; `bad_length` if the length is negative; `target_missing` if
@@ -239,7 +239,7 @@ class Exchange:
             self.keeps_length = True
             return
         media_type = (content_type or "").partition(";")[0].strip().lower()
-        if status == _PARTIAL or (content_encoding or "identity").strip().lower() != "identity":
+        if is_part or (content_encoding or "identity").strip().lower() != "identity":
             self._start_raw()
         elif media_type == "text/event-stream":
             self._state = _State.EVENT_STREAM

@@ -238,6 +238,7 @@ class Relay:
             response.header(b"content-type"),
             content_encoding=response.header(b"content-encoding"),
             content_length=None if bodiless else response.content_length(),
+            is_part=_is_part(response, endpoint),
         )
         headers = [*_response_headers(response, endpoint), (b"x-signature-id", exchange.signature_id.encode())]
         if not exchange.collects and not bodiless:
@@ -334,6 +335,12 @@ def _response_headers(response: BackendResponse, endpoint: Endpoint) -> Headers:
     if endpoint.handling is Handling.RELAY_ANYTHING or 300 <= response.status <= 399:
         return end_to_end(response.headers, _NEVER_RETURNED)
     return [(name.lower(), value) for name, value in response.headers if name.lower() in _NAMED_RESPONSE_HEADERS]
+
+
+def _is_part(response: BackendResponse, endpoint: Endpoint) -> bool:
+    """Tell whether a body is a part of a document, and the client will know: named routes relay no ranges."""
+    relays_ranges = endpoint.handling is Handling.RELAY_ANYTHING
+    return relays_ranges and response.status == 206 and response.header(b"content-range") is not None
 
 
 def _own_kind(via: Iterable[bytes]) -> list[bytes]:

@@ -6,8 +6,8 @@ of the response as they come, and hands back the ones that may go on to the prog
     an event stream    passes at once, up to its first `[DONE]`, be that the terminator or not: readers differ in what
                        they take for the end, and who sees an end takes the answer for whole, so all from there on waits
                        until the answer has been verified
-    all else           waits until it is whole and has been verified; so does a 206 of any type, a part without an end
-                       of its own
+    all else           waits until it is whole and has been verified; so does a part of a
+                       document, which need not have an end of its own
 
 When `whole` has become true, `check` has to pass before what the same call returned goes on. A response that ends
 without becoming whole was never signed. Only answers with a status of 200 to 299 are; what is not signed, by the wire
@@ -49,7 +49,6 @@ _UNSIGNED: Final = frozenset(
 
 _UNSIGNED_BELOW: Final = "/v1/signature/"
 
-_PARTIAL: Final = 206
 _DONE: Final = b"[DONE]"
 _DONE_STARTS: Final = tuple(_DONE[:length] for length in range(len(_DONE) - 1, 0, -1))
 
@@ -148,14 +147,12 @@ class ObservedExchange:
         """Say that all of the request's body has been sent."""
         self._request_ended = True
 
-    def start_response(self, status: int, headers: Mapping[str, str]) -> None:
+    def start_response(self, headers: Mapping[str, str]) -> None:
         """Take the head of the response.
 
-        Nothing signs it: it decides when bytes are handed out, and never whether they have to be verified.
-
         Args:
-            status: from 200 to 299.
-            headers: found by their names in lower case.
+            headers: found by their names in lower case. Nothing signs them: they decide when bytes are handed out, and
+                never whether they have to be verified.
 
         Raises:
             VerificationError: `encoded_answer` if the program would decode the body, and so see other bytes than those
@@ -168,7 +165,7 @@ class ObservedExchange:
             )
         self.signature_id = headers.get("x-signature-id") or None
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type == "text/event-stream" and status != _PARTIAL:
+        if media_type == "text/event-stream" and "content-range" not in headers:
             self._scanner = EventStreamScanner()
 
     def receive(self, chunk: bytes) -> bytes:

@@ -122,7 +122,7 @@ class Verifier:
                 check_tls_key(response, attestation.spki_sha256)
         if EXTENSION not in request.extensions or not response.is_success:
             return False
-        exchange.start_response(response.status_code, response.headers)
+        exchange.start_response(response.headers)
         if exchange.streamed:
             # The library decodes lines as the head says, which nobody signs: in another charset it would find an end
             # where the bytes have none.
