@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from teesign_asgi.sockets import own_tcp_sockets
+from teesign_asgi.sockets import keep_a_place, own_tcp_sockets
 
 TRY_TO_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
@@ -25,6 +25,7 @@ def _descriptors() -> int:
 def test_tcp_sockets_are_found() -> None:
     """As duplicates, which are closed afterwards."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM):
+        keep_a_place()
         before = _descriptors()
         assert listener.getsockname() in [found.getsockname() for found in own_tcp_sockets()]
         assert all(found.type == socket.SOCK_STREAM for found in own_tcp_sockets())
@@ -46,6 +47,7 @@ def test_sockets_are_found_where_no_descriptors_are_left() -> None:
     with contextlib.ExitStack() as taken, socket.create_server(("127.0.0.1", 0)) as listener:
         client = taken.enter_context(socket.create_connection(listener.getsockname()))
         connection, _ = listener.accept()
+        keep_a_place()
         resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 50, limits[1]))
         taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
         with contextlib.suppress(OSError):
@@ -59,7 +61,8 @@ def test_sockets_are_found_where_no_descriptors_are_left() -> None:
 
 CLOSED_BY_A_DAEMON = """
 import os, socket
-from teesign_asgi.sockets import own_tcp_sockets
+from teesign_asgi.sockets import keep_a_place, own_tcp_sockets
+keep_a_place()
 os.closerange(3, 100)
 files = [os.memfd_create("a file") for _ in range(20)]
 listener = socket.create_server(("127.0.0.1", 0))
@@ -84,6 +87,7 @@ def test_a_socket_of_an_unknown_kind_is_passed_over(monkeypatch: pytest.MonkeyPa
             super().__init__(fileno=fileno)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
+        keep_a_place()
         before, odd = _descriptors(), os.fstat(other.fileno()).st_ino
         monkeypatch.setattr("teesign_asgi.sockets.socket.socket", Odd)
         found = [found.getsockname() for found in own_tcp_sockets()]

@@ -54,6 +54,7 @@ from .routes import (
 from .served import Served, served_endpoints
 from .settings import Settings
 from .shared import Shared
+from .sockets import keep_a_place
 from .sources import default_sources, load_keys
 from .stalls import StallWatch
 from .store import Store
@@ -178,6 +179,7 @@ class App:
 
     async def _start(self) -> None:
         check_server()
+        keep_a_place()
         settings = self.settings
         self._sources = self._given_sources or default_sources(settings)
         if self._pair is None:

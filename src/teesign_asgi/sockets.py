@@ -4,7 +4,7 @@ A server keeps its sockets to itself, and some things can only be done with them
 its descriptors; elsewhere none are found.
 
 Each socket is looked at through a duplicate, which cannot become another one meanwhile. A descriptor is kept for these,
-since a process that has no more of them has the most need to end connections.
+from the first look or `keep_a_place` on, since a process that has no more of them has the most need to end connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["own_tcp_sockets"]
+__all__ = ["keep_a_place", "own_tcp_sockets"]
 
 
 def own_tcp_sockets() -> Iterator[socket.socket]:
@@ -31,9 +31,7 @@ def own_tcp_sockets() -> Iterator[socket.socket]:
     if sys.platform != "linux":
         return
     with _one_at_a_time:
-        try:
-            _place.prepare()
-        except OSError:  # it was not there, and none is left
+        if not _place.prepare():
             return
         for descriptor in _descriptors():
             found = _place.put(descriptor)
@@ -44,6 +42,13 @@ def own_tcp_sockets() -> Iterator[socket.socket]:
                 finally:
                     found.detach()
                     _place.clear()
+
+
+def keep_a_place() -> None:
+    """Keep what `own_tcp_sockets` needs from now on, for when there are no more descriptors."""
+    if sys.platform == "linux":
+        with _one_at_a_time:
+            _place.prepare()
 
 
 def _descriptors() -> Iterable[int]:
@@ -61,15 +66,19 @@ class _Place:
         self._nothing = self._place = -1
         self._pipe: tuple[int, int] | None = None  # what the pipe is known by
 
-    def prepare(self) -> None:
+    def prepare(self) -> bool:
         """Make the place, or make it anew: daemons close all that they find, and what has its number then is not ours.
 
-        Raises:
-            OSError: if there are no descriptors for it.
+        Returns:
+            False if it was not there, and there are no descriptors for it.
         """
         if self._pipe is None or not _identity(self._nothing) == _identity(self._place) == self._pipe:
-            self._nothing, self._place = os.pipe()
+            try:
+                self._nothing, self._place = os.pipe()
+            except OSError:
+                return False
             self._pipe = _identity(self._place)
+        return True
 
     def put(self, descriptor: int) -> socket.socket | None:
         """Return a duplicate of a socket, to be detached before the place is cleared; None if it is none.
@@ -104,5 +113,3 @@ def _identity(descriptor: int) -> tuple[int, int] | None:
 
 _place: Final = _Place()
 _one_at_a_time: Final = threading.Lock()
-if sys.platform == "linux":
-    _place.prepare()
