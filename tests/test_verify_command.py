@@ -19,7 +19,7 @@ from typing import Any
 import certifi
 import httpx
 import pytest
-from authorities import ROOTS
+from authorities import ROOTS, Authority
 from backend import Backend, Call, answer, json_answer
 from changes import CHAT, at
 from click.testing import CliRunner, Result
@@ -452,6 +452,23 @@ def test_a_policy_that_binds_the_tls_key_takes_a_server_that_does(
     assert "(tls_key_not_bound)" in result.output
     assert "operator has to set TLS_CERT_PATH" in " ".join(result.output.split())
     assert "try again" not in result.output
+
+
+def test_a_front_with_another_tls_key_is_no_forged_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load balancer that ends TLS, or a renewed certificate: who can read along is said, and what to look for."""
+    monkeypatch.setattr(command, "_client", lambda: httpx.Client(verify=False))
+    policy = write(tmp_path / "policy.json", '{"policy": "UnsafeSimulatedPolicy", "require_tls_key": true}')
+    own = tmp_path / "own.pem"
+    own.write_bytes(Authority("own", ca=False).pem)
+    with stack(tls_cert_path=own) as running, tls_front(running.client.port, tmp_path, "other") as port:
+        result = run(f"https://127.0.0.1:{port}", "--policy", policy)
+        assert not running.backend.calls
+    assert result.exit_code == 1
+    assert marks(result)[4] == ("✗", "report data")
+    output = " ".join(result.output.split())
+    for expected in ("(tls_key_mismatch)", "read along", "proxy", "renewed", "TLS_CERT_PATH"):
+        assert expected in output
+    assert "passes off" not in output
 
 
 def test_whoever_interrupts_has_not_seen_a_check_fail(monkeypatch: pytest.MonkeyPatch) -> None:

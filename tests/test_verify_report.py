@@ -89,8 +89,17 @@ def test_a_bound_tls_key_verifies() -> None:
     """A report that binds the connection's key is checked against that key."""
     report = genuine(spki_sha256=SPKI)
     assert check(report, spki_sha256=SPKI).signing_address == report["signing_address"]
-    assert failure(report) == ("report_data_mismatch", "report data")
     assert failure(REPORT, spki_sha256=SPKI) == ("report_data_mismatch", "report data")
+
+
+@pytest.mark.parametrize("connection", [pytest.param(b"\x0c" * 32, id="another"), pytest.param(None, id="none")])
+def test_a_tls_key_that_is_bound_and_is_not_the_connections_does_not_verify(connection: bytes | None) -> None:
+    """Something between ends TLS, or the certificate was renewed: nobody passes off another machine's quote."""
+    report = genuine(spki_sha256=SPKI)
+    assert failure(report, spki_sha256=connection) == ("tls_key_mismatch", "report data")
+    for stated in ({}, {"tls_cert_fingerprint": "11" * 32}, {"tls_cert_fingerprint": "nothing"}):
+        unexplained = {name: value for name, value in report.items() if name != "tls_cert_fingerprint"} | stated
+        assert failure(unexplained, spki_sha256=connection) == ("report_data_mismatch", "report data")
 
 
 def test_a_tls_key_that_is_only_named_does_not_verify() -> None:

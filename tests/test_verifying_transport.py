@@ -902,7 +902,7 @@ def test_the_tls_key_is_bound(fronts: Fronts) -> None:
         assert ask.post(fronts.url(), json={}).extensions["teesign"].attestation.spki_sha256 is not None
         with pytest.raises(VerificationError) as caught:
             ask.post(fronts.url(other=True), json={})
-    assert caught.value.code == "report_data_mismatch"
+    assert caught.value.code == "tls_key_mismatch"
 
 
 def test_no_prompt_goes_to_another_tls_key(fronts: Fronts) -> None:
@@ -1059,7 +1059,7 @@ def test_no_prompt_follows_a_report_that_failed(fronts: Fronts, family: Any) -> 
             ask.post(fronts.url(), json={})
             with ask.stream("POST", fronts.url(), json={}):
                 assert ask.post(fronts.url(), json={"a": "prompt"}).status_code == 404
-    assert caught.value.code == "report_data_mismatch"
+    assert caught.value.code == "tls_key_mismatch"
 
 
 class Http2(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -1123,7 +1123,7 @@ async def test_no_prompt_follows_a_report_that_failed_asynchronously(fronts: Fro
             await ask.post(fronts.url(), json={})
             async with ask.stream("POST", fronts.url(), json={}):
                 assert (await ask.post(fronts.url(), json={"a": "prompt"})).status_code == 404
-    assert caught.value.code == "report_data_mismatch"
+    assert caught.value.code == "tls_key_mismatch"
 
 
 @pytest.mark.parametrize("absent", ["httpx", "httpx2"])

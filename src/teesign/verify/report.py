@@ -191,16 +191,26 @@ def _check_report_data(evidence: _Evidence) -> str:
             "The policy asks for the connection's TLS key in the report, and there is no such key.",
             code="tls_key_missing",
         )
-    expected = report_data(evidence.address, evidence.nonce, evidence.spki_sha256)
-    if not hmac.compare_digest(evidence.quote.report_data, expected):
+    named, connection = evidence.claims.tls_cert_fingerprint, evidence.spki_sha256
+    stated = None if named is None else unhex(named, 32)
+    if not _binds(evidence, connection):
+        # The report fails in any case: this tells a proxy that ends TLS from another machine's quote.
+        if stated is not None and _binds(evidence, stated):
+            other = "no key of the connection is known" if connection is None else "the connection ends at another one"
+            raise VerificationError(f"The report binds a TLS key, and {other}.", code="tls_key_mismatch")
         raise VerificationError(
             "The quote's report data is not that of this signing address, nonce and TLS key.",
             code="report_data_mismatch",
         )
-    stated, bound = evidence.claims.tls_cert_fingerprint, evidence.spki_sha256
-    if stated is not None and (bound is None or unhex(stated, 32) != bound):
+    if named is not None and (connection is None or stated != connection):
         raise VerificationError("The report names a TLS key that it does not bind.", code="tls_key_mismatch")
-    return expected.hex()
+    return evidence.quote.report_data.hex()
+
+
+def _binds(evidence: _Evidence, spki_sha256: bytes | None) -> bool:
+    """Tell whether the quote is over the report's key, the nonce and this TLS key."""
+    expected = report_data(evidence.address, evidence.nonce, spki_sha256)
+    return hmac.compare_digest(evidence.quote.report_data, expected)
 
 
 def _check_event_log(evidence: _Evidence) -> str:

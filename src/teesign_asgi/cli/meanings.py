@@ -57,7 +57,11 @@ _BY_CODE: Final = {
         "The policy wants the connection's TLS key in the report, and the server binds none: its operator has to set "
         "TLS_CERT_PATH. Without it nobody can tell whether the connection ends in the attested machine."
     ),
-    "tls_key_mismatch": "The connection ends elsewhere than in the attested machine: somebody can read along.",
+    "tls_key_mismatch": (
+        "The connection ends elsewhere than in the attested machine: somebody can read along. It may be a proxy in "
+        "front that ends TLS, or a renewed certificate of which the server does not know: its operator has to let TLS "
+        "end in the machine, with the certificate at TLS_CERT_PATH."
+    ),
     # event log and software
     "bad_event_log": "What was started in the machine cannot be told from this event log.",
     "event_log_mismatch": "The event log is not that of this machine: an event was changed, added or left out.",
