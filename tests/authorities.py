@@ -82,6 +82,7 @@ class Authority:
         ca: bool = True,
         extra: Sequence[tuple[str, bytes]] = (),
         curve: ec.EllipticCurve | None = None,
+        not_before: datetime | None = None,
         not_after: datetime | None = None,
     ) -> None:
         self.key = ec.generate_private_key(curve or ec.SECP256R1())
@@ -94,7 +95,7 @@ class Authority:
             .issuer_name(self._issuer.name)
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(START - timedelta(days=365))
+            .not_valid_before(not_before or START - timedelta(days=365))
             .not_valid_after(not_after or START + timedelta(days=3650))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(key_usage(ca=ca), critical=True)
@@ -169,11 +170,15 @@ def sized(length: int, data: bytes) -> bytes:
 class Intel:
     """An authority like Intel's: it makes quotes, and the collateral that they verify with."""
 
-    def __init__(self, status: str = "UpToDate", *, signer_until: datetime | None = None) -> None:
+    def __init__(
+        self, status: str = "UpToDate", *, signer_from: datetime | None = None, signer_until: datetime | None = None
+    ) -> None:
         self.root = Authority("Intel SGX Root CA")
         self._platform = Authority("Intel SGX PCK Platform CA", self.root)
         self._pck = Authority("Intel SGX PCK Certificate", self._platform, ca=False, extra=[(_SGX, sgx_extension())])
-        self._tcb = Authority("Intel SGX TCB Signing", self.root, ca=False, not_after=signer_until)
+        self._tcb = Authority(
+            "Intel SGX TCB Signing", self.root, ca=False, not_before=signer_from, not_after=signer_until
+        )
         self._attestation = ec.generate_private_key(ec.SECP256R1())
         self._status = status
 

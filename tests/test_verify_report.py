@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, Authority, Intel, Nvidia, der, oid
+from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, START, Authority, Intel, Nvidia, der, oid
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
@@ -334,6 +334,8 @@ LEVEL = json.loads(COLLATERAL["qe_identity"])["tcbLevels"][0]
     [
         pytest.param("tcb_info", {"nextUpdate": "2030-01-01T00:00:00Z"}, "collateral_expired", id="expired list"),
         pytest.param("qe_identity", {"nextUpdate": "2030-01-01T00:00:00Z"}, "collateral_expired", id="expired enclave"),
+        pytest.param("tcb_info", {"issueDate": "2030-01-03T00:00:00Z"}, "collateral_expired", id="list to come"),
+        pytest.param("qe_identity", {"issueDate": "2030-01-03T00:00:00Z"}, "collateral_expired", id="enclave to come"),
         pytest.param("qe_identity", {"tcbLevels": [LEVEL | {"tcbStatus": "Revoked"}]}, "tcb_not_accepted", id="state"),
         pytest.param("qe_identity", {"tcbLevels": [LEVEL | {"tcbStatus": "?"}]}, "quote_not_verified", id="unknown"),
         pytest.param(
@@ -351,12 +353,19 @@ def test_words_of_the_collateral_choose_no_code(part: str, changes: dict[str, An
     assert failure(REPORT, collateral=INTEL.collateral_with(part, **changes)) == (code, "signature")
 
 
-def test_a_certificate_out_of_date_has_the_code_of_the_collateral() -> None:
-    """Long after both were issued, it may be either."""
-    intel = Intel(signer_until=END - timedelta(days=1))
-    quote = intel.quote(bytes(64)).quote
+@pytest.mark.parametrize(
+    ("intel", "now"),
+    [
+        pytest.param(Intel(signer_until=END - timedelta(days=1)), END.timestamp() - 1, id="certificate has expired"),
+        pytest.param(Intel(signer_from=END - timedelta(days=1)), NOW, id="certificate is not valid yet"),
+        pytest.param(INTEL, START.timestamp() - 1, id="collateral is not valid yet"),
+        pytest.param(INTEL, 0, id="clock that was never set"),
+    ],
+)
+def test_a_wrong_time_has_a_code_of_its_own(intel: Intel, now: float) -> None:
+    """Long after the issue or before it, as by a clock that is behind: the machine is as genuine as it was."""
     with pytest.raises(VerificationError) as caught:
-        verify_quote(quote, intel.collateral(), Policy(), now=END.timestamp() - 1, root=intel.root.der)
+        verify_quote(intel.quote(bytes(64)).quote, intel.collateral(), Policy(), now=now, root=intel.root.der)
     assert caught.value.code == "collateral_expired"
 
 

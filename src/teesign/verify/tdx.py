@@ -21,7 +21,7 @@ __all__ = ["VerifiedTcb", "verify_quote"]
 _REASONS: Final = (
     (r"No matching TCB level found", "tcb_unknown", "Intel knows no state of this machine: its firmware is too old."),
     (
-        r"TCBInfo expired|QE Identity expired|C(?:rl|ert)Expired \{.*\}",
+        r"(TCBInfo|QE Identity) (expired|issue date is in the future)|(C(rl|ert)Expired|CertNotValidYet) \{.*\}",
         "collateral_expired",
         "The collateral, or a certificate, is not valid at this time.",
     ),

@@ -40,7 +40,10 @@ _BY_CODE: Final = {
         "Somebody has made up Intel's word about the machine, with a key that Intel has certified for something else: "
         "that of a machine, for instance, of which its owner has got hold."
     ),
-    "collateral_expired": "Intel's word about the machine is out of date: leave --collateral out, to fetch it anew.",
+    "collateral_expired": (
+        "Intel's word about the machine is out of date, or not valid yet: check the clock here, and leave --collateral "
+        "out, to fetch it anew."
+    ),
     "certificate_revoked": "Intel has withdrawn its word for this machine. It must not be trusted.",
     "tcb_unknown": "The machine lacks security updates that Intel insists on. Its operator has to install them.",
     "tcb_not_accepted": (
@@ -105,9 +108,9 @@ _BY_CODE: Final = {
     # what could not be had
     "unreachable": "Nothing is known about the server. Is the address right, and does it run?",
     "untrusted": (
-        "Nothing is known about the server: its certificate is not believed here. Is the address right? If it is of an "
-        "authority of your own, name a file with that authority's certificate in the variable SSL_CERT_FILE. It takes "
-        "the place of the public ones."
+        "Nothing is known about the server: its certificate is not believed here. Are the address and this "
+        "machine's clock right? If it is of an authority of your own, name a file with that authority's certificate in "
+        "the variable SSL_CERT_FILE. It takes the place of the public ones."
     ),
     "timeout": "Nothing is known about the server. It may be busy: try again, or give it more with --timeout.",
     "refused": "The server wants a token, or another one: in a file for --token-file, or in the variable TOKEN.",
