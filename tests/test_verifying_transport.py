@@ -487,6 +487,28 @@ def test_whoever_forgets_the_prefix_is_told(mounted: str) -> None:
     assert "prefix=" in str(caught.value)
 
 
+def test_a_front_that_strips_the_prefix_leaves_answers_to_bodies_only(server: Stack) -> None:
+    """Without a body the target is what was signed, and the server saw another one than the client sent."""
+    server.backend.play(json_answer(WHOLE))
+    inner = httpx.HTTPTransport()
+
+    class Stripping(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            url = request.url.copy_with(raw_path=request.url.raw_path.removeprefix(b"/llm"))
+            return inner.handle_request(
+                httpx.Request(request.method, url, headers=request.headers, stream=request.stream)
+            )
+
+        def close(self) -> None:
+            inner.close()
+
+    with client(prefix="/llm", inner=Stripping()) as ask:
+        assert "teesign" in ask.post(url_of(server, f"/llm{CHAT}"), json={}).extensions
+        with pytest.raises(VerificationError) as caught:
+            ask.get(url_of(server, "/llm/v1/responses/1"))
+    assert caught.value.code == "request_hash_mismatch"
+
+
 @pytest.mark.parametrize("prefix", ["/", "/v1", "/v1/"])
 def test_a_server_that_is_not_mounted_needs_no_prefix(server: Stack, prefix: str) -> None:
     """What clients write behind every address is none."""
