@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from teesign import (
+    MalformedError,
+    SignedChat,
     SigningAlgorithm,
     SigningPair,
     TeesignError,
@@ -106,6 +108,15 @@ def test_a_chat_with_one_value_changed_does_not_verify(field: str, value: str, c
     with pytest.raises(TeesignError) as caught:
         verify_exchange(REQUEST, RESPONSE, msgspec.structs.replace(CHAT, **{field: value}))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("value", [None, 7, b"00", ["00"]])
+@pytest.mark.parametrize("field", SignedChat.__struct_fields__)
+def test_a_chat_with_a_value_that_is_no_text_is_malformed(field: str, value: object) -> None:
+    """As JSON may have it: nobody has checked yet what the signature endpoint answered."""
+    with pytest.raises(MalformedError) as caught:
+        verify_exchange(REQUEST, RESPONSE, msgspec.structs.replace(CHAT, **{field: value}))
+    assert caught.value.code == "bad_signature_answer"
 
 
 @pytest.mark.parametrize("spki_sha256", [None, SPKI], ids=["without TLS", "with TLS"])

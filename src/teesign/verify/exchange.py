@@ -1,4 +1,4 @@
-"""Checks for the far end: each raises a `VerificationError`, or returns what it has verified.
+"""Checks for the far end: each raises a `TeesignError`, or returns what it has verified.
 
 There is no check that returns a bool: a result that can be ignored will be.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from ..attestation import report_data
-from ..errors import VerificationError
+from ..errors import MalformedError, VerificationError
 from ..quote import TdxQuote
 from ..signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
 
@@ -96,8 +96,14 @@ def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> Verifi
     Raises:
         VerificationError: `bad_text`, `request_hash_mismatch`, `response_hash_mismatch`, `ecdsa_unrecoverable`,
             `ecdsa_mismatch` or `ed25519_mismatch`.
-        MalformedError: `bad_signature` or `bad_address` if a value is not even well-formed.
+        MalformedError: `bad_signature` or `bad_address` if a value is not even well-formed; `bad_signature_answer` if
+            one is no text.
     """
+    if not all(isinstance(value, str) for value in msgspec.structs.astuple(chat)):
+        raise MalformedError(
+            "A text, a signature or an address is not text: take them as the signature endpoint answered them.",
+            code="bad_signature_answer",
+        )
     model, request_sha256, response_sha256 = parse_signed_text(chat.text)
     verify_digest("request", request, request_sha256)
     verify_digest("response", response, response_sha256)
