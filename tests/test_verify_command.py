@@ -535,6 +535,18 @@ def test_a_verdict_that_cannot_be_written_has_an_exit_code_of_its_own(
     assert both or result.stderr == b"Error: The verdict cannot be written: No space left on device.\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">/dev/full 2>&-"])
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+def test_a_verdict_that_nobody_can_read_has_the_same_exit_code(
+    offline: list[str], json_: tuple[str, ...], closed: str
+) -> None:
+    """A program that starts with an output closed has none: it would write to nowhere, or stumble."""
+    command = f'exec "$@" {closed}'
+    result = subprocess.run(["/bin/sh", "-c", command, "sh", *offline, *json_], stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 4
+    assert result.stderr == (b"" if "2" in closed else b"Error: The verdict cannot be written: Bad file descriptor.\n")
+
+
 def test_a_reader_who_leaves_learns_nothing_from_the_exit_code(offline: list[str]) -> None:
     """As `head` does."""
     reader, writer = os.pipe()

@@ -8,6 +8,7 @@ and 130 if the command was interrupted. A file needs the extra `verify`, a serve
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -64,6 +65,7 @@ class _Command(click.Command):
             # A name in letters that the terminal does not have must not keep anything from being shown.
             sys.stdout.reconfigure(errors="replace")
         try:
+            _need_output()
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
             raise
@@ -80,10 +82,16 @@ class _Command(click.Command):
             sys.exit(_UNEXPECTED)
 
 
+def _need_output() -> None:
+    """Raise an OSError if the process was started with its standard output closed: click writes to none in silence."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 def _write_nothing_more() -> None:
     """Send to nowhere what waits to be written: the interpreter tries again at its end, and then has its own code."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             os.dup2(nowhere, stream.fileno())
 
