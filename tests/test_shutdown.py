@@ -374,6 +374,45 @@ def test_a_signal_before_the_worker_listens_for_signals_is_not_lost() -> None:
             process.kill()
 
 
+HEARD_LATE = """
+import os, threading, time
+from functools import partial
+from teesign_asgi import Settings
+from teesign_asgi.cli.serve import load_app, run_server
+
+waitpid = os.waitpid
+
+def waitpid_on_a_busy_machine(*arguments):
+    if threading.current_thread() is threading.main_thread():
+        time.sleep(0.01)
+        return waitpid(*arguments)
+    heard = waitpid(*arguments)
+    time.sleep(0.2)
+    return heard
+
+os.waitpid = waitpid_on_a_busy_machine
+settings = Settings.from_mapping(os.environ)
+run_server(partial(load_app, settings), address="127.0.0.1", port=settings.listen_port)
+"""
+"""A server of which one thread hears of the worker's end, and the other threads a moment later."""
+
+
+def test_a_worker_that_has_just_ended_is_not_said_to_refuse_it(log: Path) -> None:
+    """The kernel tells one thread of a worker's end, and on a busy machine another one asks before it can say so."""
+    port = free_port()
+    command = [sys.executable, "-c", HEARD_LATE]
+    variables = environment(**REQUIRED, LISTEN_PORT=str(port), DRAIN_LINGER="0")
+    with log.open("wb") as file, subprocess.Popen(command, env=variables, stderr=file) as running:
+        process = Process(running, port, log)
+        try:
+            process.wait_until_ready()
+            process.terminate()
+            assert process.wait() == 0
+        finally:
+            running.kill()
+    assert "Killing" not in process.output()
+
+
 def test_a_server_that_waits_for_its_keys_stops_at_once(log: Path) -> None:
     """It has served nobody, so there is nothing to wait for."""
     with waiting_for_keys(log, drain_delay="60") as process:

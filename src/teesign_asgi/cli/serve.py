@@ -33,7 +33,7 @@ from ..upstream import AsyncRequestInterface
 from .address import claimed_address
 from .listener import bound_connections
 from .logs import configure_logging
-from .signals import drain_first, end_at_second_signal, end_with_parent
+from .signals import drain_first, end_at_second_signal, end_with_parent, hear_of_ends
 
 __all__ = ["load_app", "run_server", "serve"]
 
@@ -107,6 +107,7 @@ def run_server(load: Callable[[], Any], *, address: str, port: int, drain_timeou
         workers_kill_timeout=drain_timeout + _SPARE_SECONDS,
         reload_paths=[Path("/")],  # not used; by default it asks for the working directory, which may be gone
     )
+    hear_of_ends(server)
     server.on_startup(partial(end_at_second_signal, server))
     try:
         server.serve(target_loader=partial(_load_in_worker, load, os.getpid()), wrap_loader=False)

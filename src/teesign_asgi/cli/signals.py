@@ -38,7 +38,7 @@ from ..app import App
 from ..observe import log_event
 from .listener import end_unused_connections
 
-__all__ = ["drain_first", "end_at_second_signal", "end_with_parent"]
+__all__ = ["drain_first", "end_at_second_signal", "end_with_parent", "hear_of_ends"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -47,6 +47,9 @@ _STEP: Final = 0.05
 
 _LAST_BYTES: Final = 1.0
 """Seconds that connections get at least to take what the server holds for them, after the drain."""
+
+_HEARSAY: Final = 1.0
+"""Seconds that one thread of the parent gets at most to tell the others of the worker's end."""
 
 _ONE_SIGNAL: Final = 0.25
 """Seconds within which two signals are one: some programs, such as timeout(1), signal a process and then its group."""
@@ -157,6 +160,33 @@ class _Parent:
             for worker in self._server.wrks:
                 _kill_children(worker.inner.pid)
                 worker.kill()
+
+
+def hear_of_ends(server: AbstractServer[Any]) -> None:
+    """Have the parent not take a worker that has just ended for one that refuses to.
+
+    Two threads of the parent wait for the worker, and the kernel tells one of them. To the other the worker is alive
+    until the first has noted what it heard, and on a busy machine that takes longer than the millisecond that granian
+    allows.
+
+    Args:
+        server: what runs the worker; it has not begun.
+    """
+    stop = server._stop_workers  # noqa: SLF001 - granian has no hook for this
+
+    def stop_workers() -> None:
+        for worker in server.wrks:
+            worker.join = partial(_join, worker, worker.join)
+        stop()  # type: ignore[no-untyped-call] # granian has no annotations there
+
+    server._stop_workers = stop_workers  # type: ignore[method-assign] # noqa: SLF001 - likewise
+
+
+def _join(worker: Any, join: Callable[[float | None], None], timeout: float | None = None) -> None:
+    join(timeout)
+    deadline = time.monotonic() + _HEARSAY
+    while worker.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def end_with_parent(parent: int) -> None:
