@@ -119,3 +119,15 @@ async def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
         await bound.spki_sha256()
     path.write_bytes(certificate(KEYS[0]))
     assert await bound.spki_sha256() == hash_of(KEYS[0])
+
+
+async def test_a_file_that_has_become_a_pipe_is_an_error(tmp_path: Path) -> None:
+    """Nobody waits for what may be written to it."""
+    path = tmp_path / "cert.pem"
+    path.write_bytes(certificate(KEYS[0]))
+    bound = BoundCertificate(path)
+    await bound.spki_sha256()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CertificateError, match="TLS_CERT_PATH is no regular file"):
+        await bound.spki_sha256()

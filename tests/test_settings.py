@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import traceback
@@ -332,6 +333,25 @@ def test_a_certificate_file_is_looked_into(tmp_path: Path) -> None:
         assert "holds no readable PEM certificate" in problem
     path.write_bytes(whole)
     assert Settings.from_mapping({**REQUIRED, "TLS_CERT_PATH": str(path)}).tls_cert_path == path
+
+
+def test_a_certificate_is_in_a_regular_file(tmp_path: Path) -> None:
+    """A pipe is named as a problem at once: to read it would wait for whoever writes."""
+    pipe = tmp_path / "cert.pem"
+    os.mkfifo(pipe)
+    (problem,) = problems_of({**REQUIRED, "TLS_CERT_PATH": str(pipe)})
+    assert problem.startswith("TLS_CERT_PATH names a file that is no regular file")
+
+
+def test_a_certificate_is_in_a_file_of_a_certificate_s_size(tmp_path: Path) -> None:
+    """A file of more than a mebibyte is refused, whatever it begins with: it is something else."""
+    path = tmp_path / "cert.pem"
+    whole = Authority("server", ca=False).pem
+    path.write_bytes(whole.ljust(2**20, b"\n"))
+    assert Settings.from_mapping({**REQUIRED, "TLS_CERT_PATH": str(path)}).tls_cert_path == path
+    path.write_bytes(whole.ljust(2**20 + 1, b"\n"))
+    (problem,) = problems_of({**REQUIRED, "TLS_CERT_PATH": str(path)})
+    assert "is larger than 1 MiB" in problem
 
 
 def test_tokens_are_not_shown() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -411,6 +412,22 @@ def test_a_worker_that_has_just_ended_is_not_said_to_refuse_it(log: Path) -> Non
         finally:
             running.kill()
     assert "Killing" not in process.output()
+
+
+def test_a_certificate_that_has_become_a_pipe_holds_up_no_end(log: Path, tmp_path: Path, certificate: Path) -> None:
+    """Reports that shall bind it fail at once, and nothing of them is waited for."""
+    path = tmp_path / "cert.pem"
+    shutil.copy(certificate, path)
+    with teesign_serve(log, TLS_CERT_PATH=str(path)) as process:
+        process.wait_until_ready()
+        path.unlink()
+        os.mkfifo(path)
+        assert process.client.get("/v1/attestation/report?include_tls_fingerprint=1").status == 500
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait() == 0
+        assert time.monotonic() - begun < soon(process)
+        assert "The file at TLS_CERT_PATH is no regular file" in process.output()
 
 
 def test_a_server_that_waits_for_its_keys_stops_at_once(log: Path) -> None:

@@ -6,6 +6,8 @@ The file is read again when it has changed, because certificates are renewed und
 from __future__ import annotations
 
 import base64
+import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +22,22 @@ __all__ = ["BoundCertificate", "CertificateError", "fingerprint"]
 
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
+_MAX_BYTES: Final = 2**20
 
 
 class CertificateError(ProxyError):
-    """The certificate file cannot be read, or holds no certificate."""
+    """The certificate file cannot be read, or holds no certificate.
+
+    Args:
+        reason: the rest of a sentence that begins with the file; quotes nothing of it.
+
+    Attributes:
+        reason: the same.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The file at TLS_CERT_PATH {reason}")
+        self.reason: Final = reason
 
 
 class BoundCertificate:
@@ -43,17 +57,32 @@ class BoundCertificate:
         Raises:
             CertificateError: if there is none in the file.
         """
-        return await anyio.to_thread.run_sync(self._read)
+        return await anyio.to_thread.run_sync(self.read)
 
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
+        """Return the same hash, while whoever asks waits for the disk; never for what may come out of a pipe.
+
+        Raises:
+            CertificateError: if there is none in the file, if it is no regular file, or larger than 1 MiB.
+            ValueError: if the path cannot be one.
+        """
         try:
-            status = self._path.stat()
-            version = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if self._known is None or self._known[0] != version:
-                self._known = (version, fingerprint(self._path.read_bytes()))
+            with open(self._path, "rb", opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise CertificateError("is no regular file")
+                if status.st_size > _MAX_BYTES:
+                    raise CertificateError("is larger than 1 MiB")
+                version = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if self._known is None or self._known[0] != version:
+                    self._known = (version, fingerprint(file.read(_MAX_BYTES)))
         except OSError as error:
-            raise CertificateError(f"The file at TLS_CERT_PATH cannot be read ({type(error).__name__})") from error
+            raise CertificateError(f"cannot be read ({type(error).__name__})") from error
         return self._known[1]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # to open a pipe would wait for whoever writes
 
 
 def fingerprint(pem: bytes) -> bytes:
@@ -70,4 +99,4 @@ def fingerprint(pem: bytes) -> bytes:
             raise ValueError("It has no end.")
         return spki_sha256(base64.b64decode(b"".join(text.split()), validate=True))
     except (ValueError, MalformedError) as error:
-        raise CertificateError("The file at TLS_CERT_PATH holds no readable PEM certificate") from error
+        raise CertificateError("holds no readable PEM certificate") from error

@@ -19,7 +19,7 @@ from typing import Final
 
 import httpcore
 
-from .certificate import CertificateError, fingerprint
+from .certificate import BoundCertificate, CertificateError
 
 __all__ = [
     "base_url",
@@ -236,11 +236,9 @@ def certificate(value: str) -> Path:
     """Take the path of a file that holds a PEM certificate."""
     path = Path(value)
     try:
-        fingerprint(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"names a file that cannot be read ({type(error).__name__})") from None
+        BoundCertificate(path).read()
+    except CertificateError as error:
+        raise ValueError(f"names a file that {error.reason}") from None
     except ValueError:
         raise ValueError("is no path of a file") from None
-    except CertificateError:
-        raise ValueError("names a file that holds no readable PEM certificate") from None
     return path
