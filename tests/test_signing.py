@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from random import Random
 from typing import Any
 
@@ -224,11 +225,31 @@ def test_the_answer_to_who_asks_for_a_signature(algorithm: SigningAlgorithm) -> 
     assert CHAT.answer() == CHAT.answer("ecdsa")
 
 
-def test_there_is_no_answer_for_another_algorithm() -> None:
-    """Such as one that a client has asked for."""
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(CHAT.answer, id="answer"),
+        pytest.param(fixed_pair().identity, id="identity"),
+        pytest.param(lambda algorithm: Identity.from_public_key(algorithm, bytes(32)), id="identity of a public key"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["rsa", "ECDSA", "", None, b"ecdsa", ["ecdsa"]], ids=str)
+def test_there_is_no_other_algorithm(ask: Callable[[Any], object], algorithm: object) -> None:
+    """Whatever a client has asked for out of a query, it does not get one of the two for another."""
     with pytest.raises(UsageError) as caught:
-        CHAT.answer("rsa")  # type: ignore[arg-type] # it comes out of a query
+        ask(algorithm)
     assert (caught.value.code, str(caught.value)) == ("bad_algorithm", "A signing algorithm is ecdsa or ed25519.")
+
+
+def test_an_algorithm_may_be_a_member_of_an_enumeration() -> None:
+    """As frameworks hand out what they have checked; it stands in the answer as plain text."""
+
+    class Algorithm(str, Enum):  # noqa: UP042 - StrEnum formats as its value, and hides the fault
+        ECDSA = "ecdsa"
+
+    algorithm: Any = Algorithm.ECDSA
+    assert CHAT.answer(algorithm) == CHAT.answer("ecdsa")
+    assert str(fixed_pair().identity(algorithm).algorithm) == "ecdsa"
 
 
 def test_generated_pairs_take_two_different_keys_from_the_random_source() -> None:

@@ -122,8 +122,9 @@ class Identity(msgspec.Struct, frozen=True):
         What it does NOT establish: that anyone has the private key, or that the bytes are a point of the curve.
 
         Raises:
-            UsageError: `bad_key` if the key has another length.
+            UsageError: `bad_algorithm` if it is neither of the two; `bad_key` if the key has another length.
         """
+        algorithm = _known(algorithm)
         if len(public_key) != (64 if algorithm == "ecdsa" else 32):
             raise UsageError(f"A public key for {algorithm} cannot have {len(public_key)} bytes.", code="bad_key")
         if algorithm == "ed25519":
@@ -211,10 +212,9 @@ class SignedChat(msgspec.Struct, frozen=True, gc=False):
             algorithm: whose signature and address stand under the names without an algorithm.
 
         Raises:
-            UsageError: `bad_algorithm` if it is no such algorithm.
+            UsageError: `bad_algorithm` if it is neither of the two.
         """
-        if algorithm not in _SIGNATURE_LENGTH:
-            raise UsageError("A signing algorithm is ecdsa or ed25519.", code="bad_algorithm")
+        algorithm = _known(algorithm)
         fields: dict[str, str] = msgspec.structs.asdict(self)
         return {
             "text": self.text,
@@ -261,8 +261,12 @@ class SigningPair:
         return cls.from_secrets(random(SECRET_LENGTH), random(SECRET_LENGTH))
 
     def identity(self, algorithm: SigningAlgorithm) -> Identity:
-        """Return the public half of the key for `algorithm`."""
-        return self.ecdsa.identity if algorithm == "ecdsa" else self.ed25519.identity
+        """Return the public half of the key for `algorithm`.
+
+        Raises:
+            UsageError: `bad_algorithm` if it is neither of the two.
+        """
+        return self.ecdsa.identity if _known(algorithm) == "ecdsa" else self.ed25519.identity
 
     def sign(self, text: str) -> SignedChat:
         """Sign `text` with both keys."""
@@ -391,6 +395,16 @@ def _signature_bytes(signature: str, algorithm: SigningAlgorithm) -> bytes:
     if raw is None:
         raise MalformedError(f"An {algorithm} signature is {length} bytes in hex.", code="bad_signature")
     return raw
+
+
+def _known(algorithm: object) -> SigningAlgorithm:
+    """Return the algorithm as plain text, or refuse what is none: it may come out of a query."""
+    if isinstance(algorithm, str):
+        if algorithm == "ecdsa":
+            return "ecdsa"
+        if algorithm == "ed25519":
+            return "ed25519"
+    raise UsageError("A signing algorithm is ecdsa or ed25519.", code="bad_algorithm")
 
 
 def _check_secret(secret: bytes, name: str) -> None:
