@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from enum import Enum
 from random import Random
@@ -170,6 +172,28 @@ def test_what_is_no_ed25519_seed_is_refused(length: int) -> None:
     with pytest.raises(UsageError) as caught:
         Ed25519Signer(bytes(length))
     assert caught.value.code == "bad_key"
+
+
+@pytest.mark.parametrize("signer", [EcdsaSigner, Ed25519Signer])
+@pytest.mark.parametrize(
+    "secret",
+    [bytearray(ECDSA_SECRET), memoryview(ECDSA_SECRET), list(ECDSA_SECRET), ECDSA_SECRET.hex(), "k" * 32, 32, None],
+    ids=lambda secret: type(secret).__name__,
+)
+def test_a_key_is_bytes(signer: Callable[[Any], object], secret: object) -> None:
+    """In hex it is decoded first; anything else works with one library and not with the other."""
+    with pytest.raises(UsageError, match=r"bytes\.fromhex") as caught:
+        signer(secret)
+    assert caught.value.code == "bad_key"
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("member", ["ecdsa", "ed25519", None])
+def test_a_key_cannot_be_pickled(write: Callable[[object], object], member: str | None) -> None:
+    """It would be in whatever the pickle is written to."""
+    pair = fixed_pair()
+    with pytest.raises(TypeError, match="private key"):
+        write(getattr(pair, member) if member else pair)
 
 
 @pytest.mark.parametrize(

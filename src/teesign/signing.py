@@ -12,7 +12,7 @@ parses C declarations when it is imported, is loaded with the first key.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import msgspec
 from coincurve import PrivateKey
@@ -137,7 +137,16 @@ class Identity(msgspec.Struct, frozen=True):
         return address.lower().removeprefix("0x") == self.address_bytes.hex()
 
 
-class EcdsaSigner:
+class _Unpicklable:
+    """What holds a private key: a pickle or a copy would take the key out of sight."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds a private key and cannot be pickled or copied: pass it itself.")
+
+
+class EcdsaSigner(_Unpicklable):
     """Sign texts as Ethereum's `personal_sign` does (EIP-191 version 0x45, secp256k1, RFC 6979 nonce, low s).
 
     Args:
@@ -171,14 +180,14 @@ class EcdsaSigner:
         return f"0x{signature[:64].hex()}{signature[64] + 27:02x}"
 
 
-class Ed25519Signer:
+class Ed25519Signer(_Unpicklable):
     """Sign texts with Ed25519 (RFC 8032, the plain variant, over the text's UTF-8 bytes).
 
     Args:
         seed: the private key as RFC 8032 defines it, 32 bytes.
 
     Raises:
-        UsageError: `bad_key` if it does not have that length.
+        UsageError: `bad_key` if it is not bytes of that length.
     """
 
     __slots__ = ("_secret_key", "identity")
@@ -225,7 +234,7 @@ class SignedChat(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-class SigningPair:
+class SigningPair(_Unpicklable):
     """The two keys that sign every response of a server.
 
     Args:
@@ -407,7 +416,12 @@ def _known(algorithm: object) -> SigningAlgorithm:
     raise UsageError("A signing algorithm is ecdsa or ed25519.", code="bad_algorithm")
 
 
-def _check_secret(secret: bytes, name: str) -> None:
+def _check_secret(secret: object, name: str) -> None:
+    if not isinstance(secret, bytes):
+        raise UsageError(
+            f"The {name} key must be bytes, {SECRET_LENGTH} of them; of hex, what `bytes.fromhex` returns.",
+            code="bad_key",
+        )
     if len(secret) != SECRET_LENGTH:
         raise UsageError(
             f"The {name} key has {len(secret)} bytes; it must have {SECRET_LENGTH}.",
