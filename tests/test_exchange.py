@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -460,6 +461,69 @@ def test_what_comes_after_the_end_is_dropped() -> None:
     signed = exchange.signed
     assert signed
     assert (exchange.receive_response(b"y"), exchange.end_response(), exchange.signed) == (b"", b"", signed)
+
+
+class Piece(bytes):
+    """What some clients hand out."""
+
+
+@pytest.mark.parametrize("kind", [bytes, Piece, bytearray, memoryview, lambda piece: array("B", piece)])
+@pytest.mark.parametrize(
+    ("content_type", "status", "body"),
+    [
+        (JSON, 200, b'{"id":"a"}'),
+        (JSON, 200, b"[1, 2]"),
+        (EVENTS, 200, STREAM),
+        (AUDIO, 200, b"abcd"),
+        (JSON, 404, b"{ }"),
+    ],
+)
+@pytest.mark.parametrize("length", [None, 3], ids=["of no length", "of 3 bytes"])
+def test_any_kind_of_bytes_is_taken(
+    kind: Callable[[bytes], Any], content_type: str, status: int, body: bytes, length: int | None
+) -> None:
+    """Gateways read into buffers and cut views out of them; what comes out is bytes of its own."""
+    exchange = new_exchange()
+    for piece in (REQUEST[:3], REQUEST[3:]):
+        exchange.receive_request(kind(piece))
+    exchange.start_response(status, content_type, content_length=length)
+    outs = [exchange.receive_response(kind(piece)) for piece in (body[:2], body[2:])]
+    outs.append(exchange.end_response())
+    expected = relay([body], content_type, status=status, content_length=length)
+    assert {type(out) for out in outs} == {bytes}
+    assert exchange.signed == expected.signed
+    assert b"".join(outs) == expected.out
+
+
+@pytest.mark.parametrize("content_type", [JSON, EVENTS, AUDIO])
+def test_a_buffer_may_be_filled_again_after_each_call(content_type: str) -> None:
+    """What was taken is what it held then."""
+    body = EVENT + b"data: [DO" + b"NE]\n\n" if content_type == EVENTS else b'{"id":"a","x":[1,2,3]}'
+    exchange, buffer, outs = new_exchange(), bytearray(4), []
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200, content_type)
+    for start in range(0, len(body), len(buffer)):
+        piece = body[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        outs.append(exchange.receive_response(memoryview(buffer)[: len(piece)]))
+        buffer[:] = b"####"
+    outs.append(exchange.end_response())
+    assert Outcome(b"".join(outs), exchange.signed) == relay([body], content_type)
+
+
+@pytest.mark.parametrize("piece", [None, 0, 3, "", "{}", [], [123, 125], {}, False], ids=repr)
+def test_a_piece_that_is_not_bytes_is_refused(piece: Any) -> None:
+    """Also one that is empty; the refused calls change nothing."""
+    exchange = new_exchange()
+    with pytest.raises(UsageError, match="bytes") as request:
+        exchange.receive_request(piece)
+    exchange.receive_request(REQUEST)
+    exchange.start_response(200, JSON, content_length=8)
+    with pytest.raises(UsageError, match="bytes") as response:
+        exchange.receive_response(piece)
+    assert (request.value.code, response.value.code) == ("bad_chunk", "bad_chunk")
+    assert exchange.receive_response(b'{"id":1}') + exchange.end_response() == b'{"id":1}'
+    assert exchange.signed == relay([b'{"id":1}']).signed
 
 
 def test_collecting_ends_where_the_body_turns_out_to_be_no_object() -> None:

@@ -164,12 +164,18 @@ class Exchange:
     def __repr__(self) -> str:
         return f"Exchange({self.signature_id}, {self._state.name})"
 
-    def receive_request(self, chunk: bytes) -> None:
+    def receive_request(self, chunk: bytes | bytearray | memoryview) -> None:
         """Hash the next bytes of the request's body, as the client sent them.
 
+        Args:
+            chunk: any number of bytes, cut anywhere; a buffer may be filled again afterwards.
+
         Raises:
-            UsageError: `out_of_order` after the response's head.
+            UsageError: `bad_chunk` if it is not bytes; `out_of_order` after the response's head. Nothing is changed
+                then.
         """
+        if type(chunk) is not bytes:
+            chunk = _bytes_of(chunk)
         self._expect(_State.REQUEST)
         if chunk:
             if self._request_is_empty:
@@ -257,14 +263,20 @@ class Exchange:
         """
         return self._state is _State.JSON
 
-    def receive_response(self, chunk: bytes) -> bytes:
+    def receive_response(self, chunk: bytes | bytearray | memoryview) -> bytes:
         """Take the next bytes of the response's body and return those that may go to the client now.
 
         When this sets `signed`, store that before forwarding what was returned.
 
+        Args:
+            chunk: any number of bytes, cut anywhere; a buffer may be filled again afterwards.
+
         Raises:
-            UsageError: `out_of_order` before the response's head.
+            UsageError: `bad_chunk` if it is not bytes; `out_of_order` before the response's head. Nothing is changed
+                then.
         """
+        if type(chunk) is not bytes:
+            chunk = _bytes_of(chunk)
         if self._remaining is not None:
             chunk = chunk[: self._remaining]
             self._remaining -= len(chunk)
@@ -379,3 +391,13 @@ class Exchange:
                 f"This call belongs to the state {state.name}; the exchange is in {self._state.name}.",
                 code="out_of_order",
             )
+
+
+def _bytes_of(chunk: object) -> bytes:
+    """Return a copy of a buffer, whose owner may fill it again while the exchange still holds what was in it."""
+    try:
+        return memoryview(chunk).tobytes()  # type: ignore[arg-type]  # raises for what has none
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "A piece of a body is bytes, or a buffer of them; where none came, leave out the call.", code="bad_chunk"
+        ) from error
