@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -103,15 +103,27 @@ def test_an_entry_needs_an_id_of_its_own(ids: Sequence[str]) -> None:
     assert len(cache) == 1
 
 
-def test_an_id_that_is_none_does_no_harm() -> None:
-    """It is what a gateway has where the body has no id."""
-    clock = ManualClock()
-    cache = new_cache(clock)
-    for number in range(2 * ROOM):
-        cache.put([f"own{number}", None], chat())  # type: ignore[list-item]  # the mistake in question
-    assert len(cache) == ROOM
-    clock.now += TTL
+class Text(str):
+    """A text of a framework's own."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [Text("new"), b"new", [None], [b"new"], [["new"]], ["new", None], ["new", b"x"], ["new", ["x"]], ["new", 7], None],
+    ids=repr,
+)
+def test_ids_are_several_texts(ids: Any) -> None:
+    """None, as where a body has no id, would answer to whoever asks without one; the refused call changes nothing."""
+    cache = new_cache()
+    with pytest.raises(UsageError) as caught:
+        cache.put(ids, chat())
+    assert caught.value.code == "duplicate_id"
+    assert [cache.get(name) for name in ("new", "n", "x")] == [None] * 3
     assert len(cache) == 0
+    cache.put((Text("new"), "x"), chat())
+    assert cache.get("new") == cache.get("x") == chat()
 
 
 @pytest.mark.parametrize(("ttl", "max_entries"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0), (1, -1)])

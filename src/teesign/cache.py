@@ -31,7 +31,7 @@ __all__ = ["SignatureCache", "SignatureStore"]
 
 
 class _Mark(enum.Enum):
-    """No id can be taken for it, not even None."""
+    """No id can be taken for it: ids are text."""
 
     NEXT_ENTRY = enum.auto()
 
@@ -96,14 +96,20 @@ class SignatureCache:
             chat: what to keep.
 
         Raises:
-            UsageError: `duplicate_id` if there is no id, the first one is in use, or `ids` is a text instead of
-                several. Nothing is changed then.
+            UsageError: `duplicate_id` if there is no id, the first one is in use, one of them is no text, or `ids` is a
+                text instead of several. Nothing is changed then.
         """
         now = self._clock()
         if now >= self._first_over:
             self._expire(now)
         chats, queue = self._chats, self._ids
-        if ids.__class__ is str or not ids or not ids[0] or ids[0] in chats:
+        # The classes are compared first because that is all it takes for nearly every entry.
+        if not ids or (ids.__class__ is not tuple and isinstance(ids, str)):
+            raise UsageError("An entry needs a list or tuple of ids.", code="duplicate_id")
+        for chat_id in ids:
+            if chat_id.__class__ is not str and not isinstance(chat_id, str):
+                raise UsageError("An id is text; leave out what is none.", code="duplicate_id")
+        if not ids[0] or ids[0] in chats:
             raise UsageError("An entry needs an id of its own that no other entry has.", code="duplicate_id")
         over = now + self._ttl
         if not queue:
