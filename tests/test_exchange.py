@@ -323,6 +323,49 @@ def test_a_target_that_is_not_bytes_is_refused(target: object) -> None:
     assert caught.value.code == "bad_target"
 
 
+@pytest.mark.parametrize(
+    "prefix", ['a"b', "a b", "a/b", "a\n", "é", "\ud800", "a" * 232, None, b"chatcmpl", 7], ids=ascii
+)
+def test_an_id_prefix_that_could_not_stand_in_an_id_is_refused(prefix: Any) -> None:
+    """At the beginning: it goes into JSON and into the path of the signature endpoint as it is."""
+    with pytest.raises(UsageError, match="letters") as caught:
+        Exchange(fixed_pair(), id_prefix=prefix, random=counting_random())
+    assert caught.value.code == "bad_id_prefix"
+
+
+@pytest.mark.parametrize("prefix", ["", "chatcmpl", "My_own.id-1", "a" * 231], ids=len)
+def test_an_inserted_id_can_always_be_stored(prefix: str) -> None:
+    """The longest prefix leaves room for the rest."""
+    exchange = Exchange(fixed_pair(), id_prefix=prefix, random=counting_random(), target=b"/x")
+    exchange.start_response(200, JSON)
+    exchange.receive_response(b"{}")
+    chat_id = json.loads(exchange.end_response())["id"]
+    assert chat_id.startswith(f"{prefix}-")
+    assert exchange.signed
+    assert exchange.signed.ids == (SIGNATURE_ID, chat_id)
+
+
+@pytest.mark.parametrize(
+    "random", [lambda _: b"", lambda count: bytes(count - 1), lambda _: bytes(32), lambda _: "a" * 16]
+)
+def test_a_random_source_that_returns_something_else_is_refused(random: Any) -> None:
+    """Ids from fewer bytes than were asked for could be those of another exchange, or be guessed."""
+    with pytest.raises(UsageError, match="as many bytes") as caught:
+        Exchange(fixed_pair(), id_prefix="chatcmpl", random=random)
+    assert caught.value.code == "bad_random"
+
+
+def test_a_random_source_that_fails_at_the_end_leaves_nothing_signed() -> None:
+    """However often the end is said: the body is not lost in between, nor an empty one signed in its place."""
+    exchange = Exchange(fixed_pair(), id_prefix="chatcmpl", random=lambda _: bytes(16), target=b"/x")
+    exchange.start_response(200, JSON)
+    exchange.receive_response(b"{}")
+    for _ in range(2):
+        with pytest.raises(UsageError) as caught:
+            exchange.end_response()
+        assert (caught.value.code, exchange.signed, exchange.id_inserted) == ("bad_random", None, False)
+
+
 def test_the_target_does_not_count_beside_a_body() -> None:
     """A request with a body is its body, in however many pieces it came."""
     exchange = Exchange(fixed_pair(), id_prefix="pt", random=counting_random(), target=b"/v1/x")

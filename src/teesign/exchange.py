@@ -50,6 +50,10 @@ __all__ = ["Exchange", "SignedExchange"]
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _JSON_SPACE: Final = b" \t\n\r"
 _TARGET_BYTES: Final = re.compile(rb"[\x21-\x7e]*+")
+_ID_BYTES: Final = 12
+_ID_PREFIX: Final = re.compile(rf"[A-Za-z0-9._-]{{0,{MAX_STORED_ID - 1 - 2 * _ID_BYTES}}}")
+"""What needs no escape in JSON nor in a path, and leaves room for the dash and the digits."""
+
 _CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}")
 
 _BODILESS: Final = (204, 304)
@@ -83,7 +87,8 @@ class Exchange:
 
     Args:
         pair: the keys to sign with.
-        id_prefix: what an inserted id starts with, without the dash: "chatcmpl".
+        id_prefix: what an inserted id starts with, without the dash: "chatcmpl". At most 231 letters, digits and
+            characters of "._-", all of ASCII.
         random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
         target: the raw request target, `path` or `path?query`, which stands for the body of a request without one
             and is needed for no other. A `?` with nothing behind it does not count.
@@ -91,8 +96,10 @@ class Exchange:
         model: the model's name, for text version "v2".
 
     Raises:
-        UsageError: `bad_target` if the target is not bytes; `bad_text_version` if there is no such form; `bad_model`
-            if version "v2" is to name a model, and the name is empty or cannot be encoded as UTF-8.
+        UsageError: `bad_id_prefix` if the prefix is something else; `bad_random` if `random` returns anything but as
+            many bytes as it was asked for; `bad_target` if the target is not bytes; `bad_text_version` if there is no
+            such form; `bad_model` if version "v2" is to name a model, and the name is empty or cannot be encoded as
+            UTF-8.
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
@@ -137,6 +144,10 @@ class Exchange:
         text_version: TextVersion = "v1",
         model: str = "",
     ) -> None:
+        if not isinstance(id_prefix, str) or not _ID_PREFIX.fullmatch(id_prefix):
+            raise UsageError(
+                'An id\'s prefix is at most 231 ASCII letters, digits and characters of "._-".', code="bad_id_prefix"
+            )
         if not isinstance(target, bytes):
             raise UsageError("The target is bytes, as they stood in the request line.", code="bad_target")
         check_text_version(text_version, model)  # now, and not when all has been said
@@ -156,7 +167,7 @@ class Exchange:
         self._collected: list[bytes] = []
         self._is_object = False  # the JSON body's first character is {
         self._scanner: EventStreamScanner | None = None
-        self.signature_id: Final = f"sig-{random(16).hex()}"
+        self.signature_id: Final = f"sig-{self._random_hex(16)}"
         self.keeps_length = False
         self.id_inserted = False
         self.signed: SignedExchange | None = None
@@ -305,7 +316,7 @@ class Exchange:
         broke off.
 
         Raises:
-            UsageError: `out_of_order` before the response's head.
+            UsageError: `out_of_order` before the response's head; `bad_random` as from the beginning.
             MalformedError: `response_incomplete` if fewer bytes came than were declared. Nothing is signed then, and
                 the client's response must be broken off, or be an error if nothing of it has gone out.
         """
@@ -332,8 +343,9 @@ class Exchange:
                 self._sign(None)
             case _State.JSON:
                 document = b"".join(self._collected)
-                self._collected.clear()
+                self._collected[:] = [document]  # until it has its id: the random source may fail
                 out, chat_id = self._with_id(document)
+                self._collected.clear()
                 self._response.update(out)
                 self._sign(chat_id)
         return out
@@ -366,12 +378,21 @@ class Exchange:
         found = read_id(document)
         if found is None or found.present:
             return document, None if found is None else found.value
-        chat_id = f"{self._id_prefix}-{self._random(12).hex()}"
+        chat_id = f"{self._id_prefix}-{self._random_hex(_ID_BYTES)}"
         opening = document.index(b"{") + 1
         separator = b"" if _CLOSING.match(document, opening) else b","
         member = f'"id":"{chat_id}"'.encode() + separator
         self.id_inserted = True
         return document[:opening] + member + document[opening:], chat_id
+
+    def _random_hex(self, count: int) -> str:
+        drawn = self._random(count)
+        if not isinstance(drawn, bytes) or len(drawn) != count:
+            raise UsageError(
+                "`random` must return as many bytes as it is asked for, as `secrets.token_bytes` does.",
+                code="bad_random",
+            )
+        return drawn.hex()
 
     def _sign(self, chat_id: str | None) -> None:
         self._state = _State.SIGNED
