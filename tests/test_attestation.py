@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,18 @@ def test_the_report(algorithm: SigningAlgorithm, spki_sha256: bytes | None) -> N
         "evidence_list": [evidence, evidence],
         "arch": "BLACKWELL",
     }
+
+
+@pytest.mark.parametrize(
+    "event_log",
+    ['[{"imr":3}]', b'[{"imr":3}]', bytearray(b"[]"), "", {"imr": 3}, None],
+    ids=lambda log: type(log).__name__,
+)
+def test_an_event_log_that_is_not_decoded_is_refused(event_log: Any) -> None:
+    """As text it is what guest agents hand out; a list of its characters would go into the report."""
+    with pytest.raises(UsageError, match=r"json\.loads") as caught:
+        Quote(b"quote", event_log)
+    assert caught.value.code == "bad_event_log"
 
 
 @pytest.mark.parametrize(("algorithm", "length"), [("ecdsa", 64), ("ed25519", 32)])

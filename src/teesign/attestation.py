@@ -30,11 +30,21 @@ class Quote(msgspec.Struct, frozen=True):
         quote: the quote, binary.
         event_log: the events behind its RTMRs, decoded JSON.
         simulated: whether it does not come from hardware.
+
+    Raises:
+        UsageError: `bad_event_log` if the event log is no list, such as the JSON text that it comes in.
     """
 
     quote: bytes
     event_log: Sequence[Any] = ()
     simulated: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an event log that a report would list by its characters."""
+        if not isinstance(self.event_log, Sequence) or isinstance(self.event_log, str | bytes | bytearray):
+            raise UsageError(
+                "A quote's event log is a list: of its JSON text, what `json.loads` returns.", code="bad_event_log"
+            )
 
 
 class GpuEvidence(msgspec.Struct, frozen=True):
