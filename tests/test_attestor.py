@@ -78,7 +78,7 @@ class Setup:
 
     def __init__(self, *, ttl: float = TTL, certificate: BoundCertificate | None = None) -> None:
         self.machine, self.clock = Machine(), ManualClock(now=1000)
-        self.failures: list[Exception] = []
+        self.failures: list[tuple[Exception, str]] = []
         self.attestor = Attestor(
             fixed_pair(),
             Sources(quotes=self.machine, gpus=self.machine),
@@ -88,20 +88,22 @@ class Setup:
             cache_ttl=ttl,
             clock=self.clock,
             random=counting_random(),
-            on_failure=self.failures.append,
+            on_failure=lambda failure, request_id: self.failures.append((failure, request_id)),
         )
 
     async def report(
         self, nonce: bytes | None = None, algorithm: SigningAlgorithm = "ecdsa", *, bind: bool = False
     ) -> dict[str, Any]:
         """Return a report, decoded."""
-        report: dict[str, Any] = json.loads(await self.attestor.report(algorithm, nonce, bind_certificate=bind))
+        report: dict[str, Any] = json.loads(
+            await self.attestor.report(algorithm, nonce, bind_certificate=bind, request_id="its-id")
+        )
         return report
 
     async def status(self, nonce: bytes | None = None) -> int:
         """Return the status that a request for a report is answered with."""
         try:
-            await self.attestor.report("ecdsa", nonce, bind_certificate=False)
+            await self.attestor.report("ecdsa", nonce, bind_certificate=False, request_id="its-id")
         except HttpError as error:
             return error.status
         return 200
@@ -294,7 +296,7 @@ async def test_a_failed_collection_leaves_nothing(failure: Exception) -> None:
         go.set()
 
     assert await together(setup.status, setup.status, meanwhile=meanwhile) == [500, 500]
-    assert setup.failures == [failure]
+    assert setup.failures == [(failure, "its-id")]
     assert len(setup.machine.nonces) == 1
     setup.machine.failure = None
     assert await setup.status() == 200
@@ -320,7 +322,7 @@ async def test_a_failed_collection_for_a_nonce_is_reported(failure: Exception) -
     setup = Setup()
     setup.machine.failure = failure
     assert await setup.status(NONCE) == 500
-    assert setup.failures == [failure]
+    assert setup.failures == [(failure, "its-id")]
     setup.machine.failure = None
     assert await setup.status(NONCE) == 200
 
@@ -348,7 +350,7 @@ async def test_one_more_than_may_wait_is_turned_away() -> None:
     async def meanwhile() -> None:
         for nonce in (NONCE, None):
             with pytest.raises(HttpError) as caught:
-                await setup.attestor.report("ecdsa", nonce, bind_certificate=False)
+                await setup.attestor.report("ecdsa", nonce, bind_certificate=False, request_id="another")
             assert (caught.value.status, caught.value.type) == (503, "overloaded")
             assert dict(caught.value.headers)[b"retry-after"].isdigit()
         go.set()
@@ -418,5 +420,5 @@ async def test_there_is_no_report_where_the_certificate_cannot_be_read() -> None
         with pytest.raises(HttpError) as caught:
             await setup.report(nonce, bind=True)
         assert caught.value.status == 500
-    assert [type(failure) for failure in setup.failures] == [CertificateError] * 2
+    assert [type(failure) for failure, _ in setup.failures] == [CertificateError] * 2
     assert not Setup().attestor.can_bind_certificate

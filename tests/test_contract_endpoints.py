@@ -5,6 +5,8 @@ README.md, "Endpoints", has the table; docs/wire-contract.md, "Requests", "Error
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import threading
 from collections.abc import Iterator
@@ -333,6 +335,24 @@ def test_a_chunked_body_over_the_limit_is_refused(proxy: Stack, row: Row) -> Non
     for call in proxy.backend.calls:
         call.wait_until_gone()
         assert not call.whole.is_set()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("path", "token", "status"),
+    [("/v1/chat/completions", TOKEN, 413), ("/v1/chat/completions", "wrong", 401), ("/version", TOKEN, 405)],
+)
+def test_who_sends_before_reading_learns_why_it_was_refused(
+    proxy: Stack, server: Kind, path: str, token: str, status: int, *, kept: bool
+) -> None:
+    """A server that closes a connection with something unread in it resets it, and the answer with it."""
+    if server == "hypercorn-trio" or (server == "uvicorn" and not kept):
+        pytest.skip("it closes the connection before anybody can take what is left")
+    client = http.client.HTTPConnection("127.0.0.1", proxy.client.port, timeout=60)
+    headers = {"Authorization": f"Bearer {token}", "Connection": "keep-alive" if kept else "close"}
+    with contextlib.closing(client):
+        client.request("POST", path, bytes(12_000_000), headers)
+        assert client.getresponse().status == status
 
 
 FRAMINGS = {"length": ("Content-Length", "1000"), "chunked": ("Transfer-Encoding", "chunked")}

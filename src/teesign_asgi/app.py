@@ -278,6 +278,8 @@ class App:
             raise
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
+        if reply.finished and not outcome.stalled and request.has_rest:
+            await request.drop_rest()
 
     def _refuse_own_requests(self, request: Request) -> None:
         if any(self._instance in via for via in request.header_values(b"via")):
@@ -322,7 +324,7 @@ class App:
         finally:
             self.drain.open_responses -= 1
 
-    def _note_attestation_failure(self, error: Exception) -> None:
+    def _note_attestation_failure(self, error: Exception, request_id: str) -> None:
         self.metrics.attestation_failures.inc()
         # The message of an error of our own says which part failed and why, and quotes nothing; others might.
         if isinstance(error, TeesignError):
@@ -331,7 +333,7 @@ class App:
             cause = {"cause": str(error)}
         else:
             cause = describe_exception(error)
-        log_event(logging.ERROR, "an attestation report could not be collected", **cause)
+        log_event(logging.ERROR, "an attestation report could not be collected", request_id=request_id, **cause)
 
     def _note(self, request: Request, reply: Reply, served: Served, outcome: Outcome, duration: float) -> None:
         served.metrics.note(

@@ -70,7 +70,7 @@ class Attestor:
         cache_ttl: how long a report without a nonce may be served, in seconds; 0 for never.
         clock: returns seconds that never go backwards.
         random: returns that many unpredictable bytes.
-        on_failure: told of every collection that failed, with its cause.
+        on_failure: told of every collection that failed, with its cause and the id of the request that began it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Attestor:
         cache_ttl: float,
         clock: Callable[[], float],
         random: Callable[[int], bytes],
-        on_failure: Callable[[Exception], None],
+        on_failure: Callable[[Exception, str], None],
     ) -> None:
         self._pair: Final = pair
         self._sources: Final = sources
@@ -109,13 +109,16 @@ class Attestor:
         """Whether a TLS certificate is configured."""
         return self._certificate is not None
 
-    async def report(self, algorithm: SigningAlgorithm, nonce: bytes | None, *, bind_certificate: bool) -> bytes:
+    async def report(
+        self, algorithm: SigningAlgorithm, nonce: bytes | None, *, bind_certificate: bool, request_id: str
+    ) -> bytes:
         """Return a report as JSON.
 
         Args:
             algorithm: which key it is about.
             nonce: 32 bytes, or None for any.
             bind_certificate: whether it binds the TLS certificate, which must be configured then.
+            request_id: of the request that asks.
 
         Raises:
             HttpError: 500 if the collection failed, 503 if too many wait for the GPU.
@@ -127,14 +130,14 @@ class Attestor:
         except HttpError:
             raise
         except Exception as error:
-            self._on_failure(error)
+            self._on_failure(error, request_id)
             raise server_error() from error
         key = (algorithm, spki)
         ready = self._ready.get(key)
         age = self._clock() - ready.collected_at if ready is not None else self._cache_ttl
         collection = None
         if age >= self._cache_ttl / 2:
-            collection = self._collections.get(key) or self._start_collection(key)
+            collection = self._collections.get(key) or self._start_collection(key, request_id)
         if ready is not None and age < self._cache_ttl:
             return ready.report
         assert collection is not None
@@ -144,7 +147,7 @@ class Attestor:
         assert collection.report is not None
         return collection.report
 
-    def _start_collection(self, key: _CacheKey) -> _Collection:
+    def _start_collection(self, key: _CacheKey, request_id: str) -> _Collection:
         collection = self._collections[key] = _Collection()
 
         async def collect() -> None:
@@ -162,7 +165,7 @@ class Attestor:
             except HttpError as error:
                 collection.error = error
             except Exception as error:  # noqa: BLE001 - nobody is above this task; those who wait are told
-                self._on_failure(error)
+                self._on_failure(error, request_id)
             finally:
                 del self._collections[key]
                 collection.over.set()

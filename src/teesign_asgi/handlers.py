@@ -101,7 +101,9 @@ class Handlers:
 
         async def collect() -> None:
             nonlocal report
-            report = await reports.report(algorithm, nonce, bind_certificate=bind_certificate)
+            report = await reports.report(
+                algorithm, nonce, bind_certificate=bind_certificate, request_id=request.request_id.decode()
+            )
 
         # Who has left does not keep a place at the GPU.
         await run_while_connected(request.wait_for_disconnect, collect)

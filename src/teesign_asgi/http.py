@@ -63,6 +63,9 @@ _LISTS: Final = frozenset((b"accept", b"tracestate"))
 PIECE: Final = 64 * 1024
 """How many bytes of a body that is there already are handed over at once: whether they are taken is seen by each."""
 
+LINGER: Final = 2.0
+"""Seconds in which what a client still sends is dropped after its answer."""
+
 JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
@@ -215,6 +218,24 @@ class Request:
             self.body_taken = True
             self._is_done_with_body()
         return chunk
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether a body was declared that has not been taken to its end."""
+        if self.body_taken:
+            return False
+        return bool(self.content_length) or any(name.lower() == b"transfer-encoding" for name, _ in self.headers)
+
+    async def drop_rest(self) -> None:
+        """Take what the client still sends, for a moment, and forget it.
+
+        A connection that is closed with something unread is reset (RFC 9112, section 9.6), and clients that send before
+        they read never learn what the answer was.
+        """
+        with anyio.move_on_after(LINGER):
+            while not self.body_taken:
+                message = await self._receive()
+                self.body_taken = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     def leave_body(self) -> None:
         """Say that nobody takes what is still to come of the body; `wait_for_disconnect` drops it from now on."""

@@ -38,7 +38,7 @@ CONNECT_TIMEOUT: Final = 10.0
 IDLE_TIMEOUT: Final = 4.0
 """Seconds that a connection stays in the pool. Shorter than the 5 s after which vLLM's server closes idle ones."""
 
-STALE_WINDOW: Final = 0.5
+STALE_WINDOW: Final = 0.2
 """Seconds in which a reused connection must have failed to count as one that was closed while idle."""
 
 _UNUSABLE: Final = (httpcore.NetworkError, httpcore.ProtocolError)
