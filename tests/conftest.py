@@ -27,16 +27,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("teesign")
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is there before the first test out of every collection to come; see `nothing_left_open`."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_open() -> Iterator[None]:
     """Collect garbage after each test, so that the warning of a socket left open fails the test that left it."""
     yield
+    gc.collect()
+    gc.freeze()  # what is still in use is not looked at again after each of the next tests
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_kept() -> Iterator[None]:
+    """Collect after each module what was in use at the end of some test of it, and is no more."""
+    yield
+    gc.unfreeze()
     gc.collect()
 
 

@@ -888,12 +888,18 @@ async def test_a_certificate_that_cannot_be_read_fails_the_report(
 async def test_a_report_that_fails_is_logged_with_its_cause(
     failure: Exception, fields: dict[str, str], query: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors of our own say what failed, with the code of the manual, and quote nothing; of others the type is told."""
+    """Errors of our own say what failed, with the code of the manual, and quote nothing; of others the type is told.
+
+    The line has the id of the request that began it, as all lines about requests have.
+    """
     sources = Sources(quotes=SimulatedQuotes(), gpus=Gpus(failure))
     app = App(settings(), pair=fixed_pair(), upstream=Backend(), sources=sources)
-    assert (await client(app).ask("GET", f"/v1/attestation/report{query}")).error == SERVER_ERROR
+    answered = await client(app).ask("GET", f"/v1/attestation/report{query}")
+    assert answered.error == SERVER_ERROR
     (line,) = (vars(record)["fields"] for record in caplog.records if record.levelname == "ERROR")
-    assert {name: value for name, value in line.items() if name != "where"} == fields
+    assert {name: value for name, value in line.items() if name != "where"} == fields | {
+        "request_id": answered.headers[b"x-request-id"].decode()
+    }
     assert CANARY not in caplog.text
     assert await metric(app, "teesign_attestation_failures_total") == 1
 
