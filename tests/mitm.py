@@ -46,7 +46,7 @@ Change = Callable[[Message], Message]
 
 
 class MiddleMan(ThreadingHTTPServer):
-    """Passes requests on to a port, and responses back.
+    """Passes requests on to a port, and responses back; as a client's proxy as well.
 
     Attributes:
         on_request: changes each request.
@@ -91,12 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: MiddleMan
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        # Whoever takes this for a proxy names the whole URL.
+        target = self.path if self.path.startswith("/") else f"/{self.path.split('/', 3)[3]}"
+        path = target.partition("?")[0]
         self.server.seen.append(path)
         request = self.server.on_request(Message(path, 0, _end_to_end(self.headers), self._read_body()))
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
         try:
-            connection.request(self.command, self.path, request.body or None, request.headers)
+            connection.request(self.command, target, request.body or None, request.headers)
             answer = connection.getresponse()
             response = self.server.on_response(Message(path, answer.status, _end_to_end(answer.headers), answer.read()))
         finally:

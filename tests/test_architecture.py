@@ -116,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.observed",
         "client.server",
         "client.verifier",
+        "errors",
         "signing",
         "verify.policy",
     },

@@ -49,6 +49,7 @@ from teesign_asgi.types import ASGIApp
 
 CHAT, REPORT = "/v1/chat/completions", "/v1/attestation/report"
 WHOLE = b'{"id":"chatcmpl-1"}'
+FORGED = b'{"id":"chatcmpl-forged"}'
 EVENTS = [b'data: {"id":"chatcmpl-s","n":%d}\n\n' % number for number in range(3)]
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
@@ -130,6 +131,78 @@ async def test_it_does_so_asynchronously_too(server: Stack, family: Any) -> None
     """On both event loops."""
     async with family.AsyncClient(transport=AsyncVerifyingTransport(trust(), clock=clock), headers=HEADERS) as ask:
         assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_proxy_that_is_given_to_the_transport_can_forge_nothing(
+    server: Stack, middle: MiddleMan, family: Any
+) -> None:
+    """All goes through it, report and signature too, and is verified as without it."""
+    with family.Client(transport=VerifyingTransport(trust(), clock=clock, proxy=middle.url), headers=HEADERS) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+        assert middle.seen[:2] == [REPORT, CHAT]
+        middle.on_response = lambda message: message.with_body(FORGED) if message.path == CHAT else message
+        with pytest.raises(VerificationError):
+            ask.post(url_of(server), json={})
+
+
+@pytest.mark.anyio
+async def test_nor_can_it_asynchronously(server: Stack, middle: MiddleMan) -> None:
+    """On both event loops."""
+    given = AsyncVerifyingTransport(trust(), clock=clock, proxy=middle.url)
+    async with httpx2.AsyncClient(transport=given, headers=HEADERS) as ask:
+        assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+        assert middle.seen[:2] == [REPORT, CHAT]
+        middle.on_response = lambda message: message.with_body(FORGED) if message.path == CHAT else message
+        with pytest.raises(VerificationError):
+            await ask.post(url_of(server), json={})
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+@pytest.mark.parametrize("way", ["proxy", "mounts"])
+def test_whoever_insists_notices_that_a_client_goes_around_the_transport(
+    server: Stack, middle: MiddleMan, family: Any, way: str
+) -> None:
+    """A client with a proxy or mounts of its own sends requests elsewhere, and no transport can tell."""
+
+    def insist(response: Any) -> None:
+        response.read()
+        response.extensions["teesign"]
+
+    middle.on_response = lambda message: message.with_body(FORGED)
+    around = middle.url if way == "proxy" else {"all://": family.HTTPTransport(proxy=middle.url, verify=False)}
+    hooks = {"response": [insist]}
+    with (
+        family.Client(transport=transport(), verify=False, event_hooks=hooks, headers=HEADERS, **{way: around}) as ask,
+        pytest.raises(KeyError, match="teesign"),
+    ):
+        ask.post(url_of(server), json={})
+
+
+def test_the_environments_proxies_are_not_used(server: Stack, middle: MiddleMan, monkeypatch: Any) -> None:
+    """Neither by the client, which has a transport, nor by the transport."""
+    monkeypatch.setenv("HTTP_PROXY", middle.url)
+    with httpx.Client(transport=VerifyingTransport(trust(), clock=clock), headers=HEADERS) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+    assert not middle.seen
+
+
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
+def test_a_transport_of_ones_own_has_its_own_proxy(made: Any) -> None:
+    """It cannot be given another one from outside."""
+    with pytest.raises(UsageError, match=r"transport=httpx\.") as caught:
+        made(Policy(), transport=httpx.HTTPTransport(verify=False), proxy="http://user:canary@127.0.0.1:1")
+    assert caught.value.code == "two_ways"
+    assert "canary" not in repr(made(Policy(), proxy="http://user:canary@127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
+@pytest.mark.parametrize("proxy", ["", "127.0.0.1:3128", "ftp://canary", "http://user:can/ary@127.0.0.1", "http://"])
+def test_what_can_be_no_proxy_is_refused_at_once(made: Any, proxy: str) -> None:
+    """Nothing of it is shown: it may hold a password."""
+    with pytest.raises(UsageError, match="proxy must be") as caught:
+        made(Policy(), proxy=proxy)
+    assert (caught.value.code, "can" in str(caught.value).replace("can be", "")) == ("bad_proxy", False)
 
 
 def test_ed25519_serves_as_well(server: Stack) -> None:

@@ -34,7 +34,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
 
+from ..errors import UsageError
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
 from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
@@ -67,6 +69,8 @@ __all__ = ["MAX_AGE", "AsyncVerifyingTransport", "VerifyingTransport"]
 MAX_AGE: Final = 3600.0
 """Seconds that an attestation serves."""
 
+_PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
+
 
 class _Configured:
     """What both transports are made with."""
@@ -76,6 +80,7 @@ class _Configured:
         trust: Policy | Trust,
         *,
         transport: Any = None,
+        proxy: Any = None,
         algorithm: SigningAlgorithm = "ecdsa",
         model: str | None = None,
         prefix: str = "",
@@ -86,6 +91,13 @@ class _Configured:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        if transport is not None and proxy is not None:
+            raise UsageError(
+                "A transport of your own goes through a proxy of its own: transport=httpx.HTTPTransport(proxy=…), and "
+                "no proxy= beside it.",
+                code="two_ways",
+            )
+        self._proxy: Final = _usable_proxy(proxy)
         self._verifier: Final = Verifier(
             Trust(trust) if isinstance(trust, Policy) else trust,
             algorithm=algorithm,
@@ -106,15 +118,41 @@ class _Configured:
         return f"{type(self).__name__}({self._inner!r})"
 
 
+def _usable_proxy(proxy: Any) -> Any:
+    """Return what a library takes for a proxy; what is no text it has looked at itself."""
+    try:
+        parts = urlsplit(proxy) if isinstance(proxy, str) else None
+        usable = parts is None or (
+            parts.scheme in _PROXY_SCHEMES
+            and parts.hostname
+            and parts.port != 0  # asking for it checks it
+            and parts.path in ("", "/")
+            and not (parts.query or parts.fragment)
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(
+            'The proxy must be an address like "http://proxy.example:3128"; in a user or password write / as %2F, @ as '
+            "%40, and so on.",
+            code="bad_proxy",
+        )
+    return proxy
+
+
 class VerifyingTransport(_Configured, _Transport):
     """A transport for `httpx.Client`, or for httpx2's, that verifies every answer.
 
     Threads may share it. While an event stream is verified, a second connection is needed.
 
+    A client uses it for what it has no other way for: `proxy=` and `mounts=` of the client take requests away from it,
+    and then nothing is verified. The environment's proxies are not used. Give the proxy here.
+
     Args:
         trust: the policy; or a `Trust`, where collateral does not come from Intel.
         transport: does the I/O, and is closed with this one; the library's own `HTTPTransport` when None, made for the
             first request.
+        proxy: the proxy that the library's own transport goes through: its address, or the library's `Proxy`.
         algorithm: which of the server's keys to attest, and whose signatures to check.
         model: the model's name, for servers that want it in the query of report and signature.
         prefix: the path below which the server is mounted: "/llm" for "https://example.org/llm/v1/chat/completions";
@@ -129,7 +167,8 @@ class VerifyingTransport(_Configured, _Transport):
         monotonic: seconds on a clock that is never set, for `max_age`.
 
     Raises:
-        UsageError: `bad_prefix` if `prefix` can be none.
+        UsageError: `bad_prefix` if `prefix` can be none; `bad_proxy` if `proxy` can be none; `two_ways` if both a
+            transport and a proxy are given.
 
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
@@ -157,7 +196,7 @@ class VerifyingTransport(_Configured, _Transport):
         family = family_of(request)
         with self._lock:
             if self._inner is None:
-                self._inner = family.HTTPTransport()
+                self._inner = family.HTTPTransport(proxy=self._proxy)
         send, server = self._inner.handle_request, self._verifier.server_of(request)
         ask_server = partial(ask, send, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
@@ -218,7 +257,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         """Send a request, and return its response when it was verified, or an event stream that will be."""
         family = family_of(request)
         if self._inner is None:
-            self._inner = family.AsyncHTTPTransport()
+            self._inner = family.AsyncHTTPTransport(proxy=self._proxy)
         send, server = self._inner.handle_async_request, self._verifier.server_of(request)
         ask_server = partial(ask_async, send, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
