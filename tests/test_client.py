@@ -6,10 +6,13 @@ import contextlib
 import contextvars
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import anyio
 import httpx
 import httpx2
 import msgspec
@@ -502,6 +505,105 @@ async def test_a_lost_connection_is_made_again_asynchronously(server: Backend) -
     server.play(lost_once())
     async with httpx.AsyncClient() as client:
         assert await run_async(fetch_signature(url_of(server), "x"), ask_with_async(client)) == b'{"a":1}'
+
+
+def busy(times: int, status: int = 429, retry_after: bytes | None = b"0") -> Script:
+    """Return a script that sends a client away so many times, and answers then."""
+    headers = [] if retry_after is None else [b"retry-after: " + retry_after]
+    scripts = chain(repeat(answer(status, b"{}", *headers), times), repeat(json_answer(b'{"a":1}')))
+
+    def script(call: Call) -> None:
+        next(scripts)(call)
+
+    return script
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_busy_server_is_asked_again(server: Backend, status: int, family: Any) -> None:
+    """An answer that came must not be given up because the server wants its signature asked for a little later."""
+    server.play(busy(2, status))
+    assert asked(fetch_signature(url_of(server), "x"), family=family) == b'{"a":1}'
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.anyio
+async def test_a_busy_server_is_asked_again_asynchronously(server: Backend, status: int) -> None:
+    """On both event loops."""
+    server.play(busy(2, status))
+    async with httpx.AsyncClient() as client:
+        assert await run_async(fetch_signature(url_of(server), "x"), ask_with_async(client)) == b'{"a":1}'
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "calls"),
+    [
+        pytest.param(429, b"0", 3, id="rate-limit"),
+        pytest.param(503, b"1", 2, id="overloaded"),
+        pytest.param(503, b"Fri, 31 Dec 1999 23:59:59 GMT", 2, id="date"),
+        pytest.param(429, None, 2, id="rate-limit-without-a-time"),
+        pytest.param(429, b"60", 1, id="too-late"),
+        pytest.param(429, b"9" * 400, 1, id="never"),
+        pytest.param(503, None, 1, id="down"),
+        pytest.param(500, b"0", 1, id="another-status"),
+    ],
+)
+def test_a_server_that_stays_busy_is_an_error_in_time(
+    server: Backend, status: int, retry_after: bytes | None, calls: int
+) -> None:
+    """It is asked for as long as its own word fits into the limit, and then not waited for at all."""
+    server.play(busy(1000, status, retry_after))
+    started = time.monotonic()
+    error = failure(fetch_signature(url_of(server), "x"), limit=1.7)
+    assert (error.code, cast(FetchError, error).status) == ("bad_status", status)
+    assert time.monotonic() - started < 3
+    assert len(server.calls) >= calls if retry_after == b"0" else len(server.calls) == calls
+    assert len(server.calls) < 20
+
+
+@pytest.mark.anyio
+async def test_a_server_that_stays_busy_is_an_error_in_time_asynchronously(server: Backend) -> None:
+    """On both event loops."""
+    server.play(busy(1000, 429, b"1"))
+    async with httpx.AsyncClient() as client:
+        with anyio.fail_after(10), pytest.raises(FetchError) as caught:
+            await run_async(fetch_signature(url_of(server), "x"), ask_with_async(client, limit=1.7))
+    assert (caught.value.code, len(server.calls)) == ("bad_status", 2)
+
+
+def test_an_interrupted_wait_asks_nothing_more(server: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses Ctrl-C while a busy server is waited for leaves nothing behind."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    server.play(busy(1000))
+    monkeypatch.setattr("teesign.client.http.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+    with httpx.Client() as client, pytest.raises(KeyboardInterrupt):
+        run(fetch_signature(url_of(server), "x"), ask_with(client))
+    assert not [thread for thread in threading.enumerate() if thread.name == "teesign-question"]
+    assert len(server.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_wait_asks_nothing_more(server: Backend) -> None:
+    """Nor does whoever cancels it."""
+    server.play(busy(1000, 429, b"1"))
+    async with httpx.AsyncClient() as client:
+        with anyio.move_on_after(0.5) as scope:
+            await run_async(fetch_signature(url_of(server), "x"), ask_with_async(client))
+        await anyio.sleep(0.8)
+    assert (scope.cancelled_caught, len(server.calls)) == (True, 1)
+
+
+def test_a_busy_server_is_sent_no_prompt_again(server: Backend) -> None:
+    """What becomes of it is the program's to decide."""
+    server.play(busy(1))
+    with httpx.Client() as client:
+        question = Question("an answer", f"{server.url}/v1/chat/completions", body=b"{}")
+        assert ask_with(client)(question).status == 429
 
 
 def test_a_prompt_is_never_sent_twice(server: Backend) -> None:

@@ -734,6 +734,23 @@ def test_a_signature_that_does_not_come_is_an_error_in_limited_time(middle: Midd
     assert b"[DONE]" not in b"".join(out)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_answer_is_not_lost_to_a_rate_limit(middle: MiddleMan, status: int) -> None:
+    """Report and signature are asked for again where the server asks for patience; the request itself is not."""
+    refused: set[str] = set()
+
+    def once(message: Message) -> Message:
+        if message.path == CHAT or message.path in refused:
+            return message
+        refused.add(message.path)
+        return Message(message.path, status, {"retry-after": "0"}, b"{}")
+
+    middle.on_response = once
+    with client() as ask:
+        assert "teesign" in ask.post(f"{middle.url}{CHAT}", json={}).extensions
+    assert (len(refused), middle.seen.count(CHAT)) == (2, 1)
+
+
 def test_a_server_cannot_keep_those_who_wait_for_its_attestation() -> None:
     """Whoever waits for another's attestation to end gets a turn, and an error, in limited time."""
 

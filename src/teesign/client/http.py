@@ -25,6 +25,12 @@ __all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "fami
 TIME_LIMIT: Final = 60.0
 """Seconds that one question may take. A report waits for GPUs, which take some seconds each, one after the other."""
 
+_BUSY: Final = {429: True, 503: False}
+"""What servers answer who want to be asked later, and whether they want that too if they do not say when."""
+
+_PAUSES: Final = (0.1, 1.0)
+"""The least seconds before a question is asked again, and those where a server names none, or a date."""
+
 _FAMILIES: Final = ("httpx", "httpx2")
 
 
@@ -69,7 +75,10 @@ def ask_with_async(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Quest
 
 
 def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, limit: float) -> Answer:
-    """Ask one question; once more if the connection was lost, but never POST twice (RFC 9110, section 9.2.2).
+    """Ask one question; again if the connection was lost or the server is busy, but never POST twice (RFC 9110, 9.2.2).
+
+    A lost connection is made once more. A server that answers 429 or 503 with `Retry-After` is asked again after that
+    time for as long as it fits into `limit`; then, or where it does not fit, that is the answer.
 
     It is asked in a thread of its own, since the libraries limit only silence, and a server can send a head, trailers
     or informational answers for ever. A thread whose answer does not come in time is left behind, and so it is at an
@@ -88,6 +97,16 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
     deadline = time.monotonic() + limit
+    while True:
+        answer = _ask_in_thread(send, family, question, deadline)
+        pause = _pause(question, answer, deadline - time.monotonic())
+        if pause is None:
+            return answer
+        time.sleep(pause)  # in the caller's thread, so that nothing is asked after an interrupt
+
+
+def _ask_in_thread(send: Callable[[Any], Any], family: ModuleType, question: Question, deadline: float) -> Answer:
+    limit = max(deadline - time.monotonic(), 0)
     outcome: SimpleQueue[Answer | BaseException] = SimpleQueue()
 
     def work() -> None:
@@ -116,18 +135,28 @@ async def ask_async(
     # Not at the top: the synchronous half needs no event loop.
     import anyio
 
-    with anyio.move_on_after(limit):
-        try:
-            return await _ask_once_async(send, family, question, limit)
-        except FetchError as error:
-            if not _may_ask_again(question, error):
-                raise
-        return await _ask_once_async(send, family, question, limit)
+    with anyio.move_on_after(limit) as scope:
+        while True:
+            answer = await _ask_async(send, family, question, limit)
+            pause = _pause(question, answer, scope.deadline - anyio.current_time())
+            if pause is None:
+                return answer
+            await anyio.sleep(pause)
     raise _late(question)
 
 
 def _may_ask_again(question: Question, error: FetchError) -> bool:
     return error.code == "unreachable" and question.body is None
+
+
+def _pause(question: Question, answer: Answer, left: float) -> float | None:
+    """Return the seconds after which to ask a busy server again; None if the answer is to be taken as it is."""
+    said = answer.headers.get("retry-after")
+    if question.body is not None or answer.status not in _BUSY or (said is None and not _BUSY[answer.status]):
+        return None
+    least, usual = _PAUSES
+    pause = max(least, float(said)) if said is not None and said.isascii() and said.isdecimal() else usual
+    return pause if pause < left else None
 
 
 def _ask(send: Callable[[Any], Any], family: ModuleType, question: Question, limit: float, deadline: float) -> Answer:
@@ -137,6 +166,17 @@ def _ask(send: Callable[[Any], Any], family: ModuleType, question: Question, lim
         if not _may_ask_again(question, error) or time.monotonic() > deadline:
             raise
     return _ask_once(send, family, question, limit, deadline)
+
+
+async def _ask_async(
+    send: Callable[[Any], Awaitable[Any]], family: ModuleType, question: Question, limit: float
+) -> Answer:
+    try:
+        return await _ask_once_async(send, family, question, limit)
+    except FetchError as error:
+        if not _may_ask_again(question, error):
+            raise
+    return await _ask_once_async(send, family, question, limit)
 
 
 def _ask_once(

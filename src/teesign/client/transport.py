@@ -160,8 +160,8 @@ class VerifyingTransport(_Configured, _Transport):
         verified: called with each answer that was verified, before its last bytes are released. What it raises takes
             the place of the answer.
         max_age: seconds that an attestation serves.
-        limit: seconds that it may take to fetch a report, a signature, or one part of the collateral. A server that
-            takes longer for it keeps a thread and a connection, see `teesign.client.http.ask`.
+        limit: seconds that it may take to fetch a report, a signature, or one part of the collateral, asking a busy
+            server again included. One that takes longer keeps a thread and a connection, see `teesign.client.http.ask`.
         random: returns that many unpredictable bytes, for nonces.
         clock: seconds since 1970, UTC, at which collateral and certificates must be valid.
         monotonic: seconds on a clock that is never set, for `max_age`.
