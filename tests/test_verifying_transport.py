@@ -771,6 +771,55 @@ def test_a_server_cannot_keep_those_who_wait_for_its_attestation() -> None:
         assert list(pool.map(code, range(2))) == ["timeout"] * 2
 
 
+def make_other_transports(monkeypatch: pytest.MonkeyPatch, family: Any, **changes: Any) -> None:
+    """Have a library's own transports made otherwise, and believe any certificate."""
+    for name in ("HTTPTransport", "AsyncHTTPTransport"):
+        made = getattr(family, name)
+        monkeypatch.setattr(family, name, lambda made=made, **options: made(**{**options, "verify": False, **changes}))
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_streams_can_take_all_connections(server: Stack, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for its signature, so that comes over a connection that no stream can take."""
+    make_other_transports(monkeypatch, family, limits=family.Limits(max_connections=1))
+    server.backend.play(event_stream(*EVENTS, DONE))
+    with family.Client(transport=VerifyingTransport(trust(), clock=clock, limit=3.0), headers=HEADERS) as ask:
+        for _ in range(2):
+            assert "teesign" in ask.post(url_of(server), json={}).extensions
+
+
+@pytest.mark.anyio
+async def test_streams_can_take_all_connections_asynchronously(server: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both event loops."""
+    make_other_transports(monkeypatch, httpx2, limits=httpx2.Limits(max_connections=1))
+    server.backend.play(event_stream(*EVENTS, DONE))
+    given = AsyncVerifyingTransport(trust(), clock=clock, limit=3.0)
+    async with httpx2.AsyncClient(transport=given, headers=HEADERS) as ask:
+        for _ in range(2):
+            assert "teesign" in (await ask.post(url_of(server), json={})).extensions
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_pool_that_is_too_small_is_named_as_such(server: Stack, family: Any) -> None:
+    """A program whose own transport has no connection left for the signature is told what to change."""
+    server.backend.play(event_stream(*EVENTS, DONE))
+    inner = family.HTTPTransport(verify=False, limits=family.Limits(max_connections=1))
+    with client(family, inner=inner, limit=1.0) as ask, pytest.raises(FetchError, match="max_connections") as caught:
+        ask.post(url_of(server), json={})
+    assert caught.value.code == "no_connection"
+
+
+@pytest.mark.anyio
+async def test_a_pool_that_is_too_small_is_named_as_such_asynchronously(server: Stack) -> None:
+    """On both event loops."""
+    server.backend.play(event_stream(*EVENTS, DONE))
+    inner = httpx2.AsyncHTTPTransport(verify=False, limits=httpx2.Limits(max_connections=1))
+    async with async_client(httpx2, inner=inner, limit=1.0) as ask:
+        with pytest.raises(FetchError) as caught:
+            await ask.post(url_of(server), json={})
+    assert caught.value.code == "no_connection"
+
+
 @pytest.mark.parametrize("script", [json_answer(WHOLE), event_stream(*EVENTS, DONE)])
 def test_what_the_callback_raises_takes_the_answers_place(server: Stack, script: Script) -> None:
     """A program that keeps records can refuse an answer it could not record."""

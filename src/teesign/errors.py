@@ -67,7 +67,7 @@ class SourceError(TeesignError):
 class FetchError(TeesignError):
     """Something that a check needs could not be fetched. Nothing was established; asking again is safe.
 
-    Codes: `unreachable`, `timeout`, `too_large`, `bad_status`, `bad_answer` and `bad_url`.
+    Codes: `unreachable`, `timeout`, `no_connection`, `too_large`, `bad_status`, `bad_answer` and `bad_url`.
 
     Args:
         message: as for the root.

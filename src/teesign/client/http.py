@@ -31,6 +31,9 @@ _BUSY: Final = {429: True, 503: False}
 _PAUSES: Final = (0.1, 1.0)
 """The least seconds before a question is asked again, and those where a server names none, or a date."""
 
+_POOL_SHARE: Final = 0.9
+"""How much of a question's time it may wait for a connection of the pool: not all, to be told from a slow server."""
+
 _FAMILIES: Final = ("httpx", "httpx2")
 
 
@@ -93,7 +96,7 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
         limit: seconds that the whole answer may take.
 
     Raises:
-        FetchError: `unreachable`, `timeout`, `too_large`, or `bad_url`.
+        FetchError: `unreachable`, `timeout`, `no_connection`, `too_large`, or `bad_url`.
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
     deadline = time.monotonic() + limit
@@ -222,7 +225,7 @@ def _request(family: ModuleType, question: Question, limit: float) -> Any:
     if question.body is not None:
         headers["content-type"] = "application/json"
     method = "GET" if question.body is None else "POST"
-    limits = dict.fromkeys(("connect", "read", "write", "pool"), limit)
+    limits = {**dict.fromkeys(("connect", "read", "write"), limit), "pool": _POOL_SHARE * limit}
     return family.Request(method, question.url, headers=headers, content=question.body, extensions={"timeout": limits})
 
 
@@ -254,6 +257,12 @@ def _failures(family: ModuleType, question: Question) -> Iterator[None]:
     """Turn the family's exceptions into ours."""
     try:
         yield
+    except family.PoolTimeout as error:
+        raise FetchError(
+            f"All connections of the pool were in use, so that {question.what} could not be asked for. A stream keeps "
+            "its own until it has been verified: have the pool hold more than are open at once (max_connections).",
+            code="no_connection",
+        ) from error
     except family.TimeoutException as error:
         raise _late(question) from error
     except (family.TransportError, OSError) as error:

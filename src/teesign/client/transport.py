@@ -33,7 +33,8 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
@@ -47,6 +48,8 @@ from .server import Attestation, Server, Trust
 from .verifier import Verifier
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
     import httpx2
 
@@ -74,6 +77,9 @@ _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 class _Configured:
     """What both transports are made with."""
+
+    _own: ClassVar[str]
+    """Name of the library's own transport."""
 
     def __init__(
         self,
@@ -109,13 +115,34 @@ class _Configured:
             clock=clock,
             monotonic=monotonic,
         )
-        self._inner = transport
+        self._given: Final = transport
+        self._made: Final[dict[str, Any]] = {}
+        self._context: ssl.SSLContext | None = None
         self._limit: Final = limit
         self._attesting: Final[dict[str, Any]] = {}  # a lock for each server that is being attested
         self._lock: Final = threading.Lock()  # for making what threads share
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._inner!r})"
+        return f"{type(self).__name__}({self._given!r})"
+
+    def _transport(self, family: ModuleType, purpose: Literal["requests", "questions"]) -> Any:
+        """Return what does the I/O: the transport that was given, or one of the library's own for each purpose.
+
+        Streams hold their connections until their signatures have come: of one pool they could take all.
+        """
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._context is None:
+                self._context = family.create_ssl_context()  # once, since it reads all authorities' certificates
+            if purpose not in self._made:
+                make = getattr(family, self._own)
+                self._made[purpose] = make(verify=self._context, proxy=self._proxy)
+            return self._made[purpose]
+
+    @property
+    def _transports(self) -> list[Any]:
+        return list(self._made.values()) if self._given is None else [self._given]
 
 
 def _usable_proxy(proxy: Any) -> Any:
@@ -143,7 +170,8 @@ def _usable_proxy(proxy: Any) -> Any:
 class VerifyingTransport(_Configured, _Transport):
     """A transport for `httpx.Client`, or for httpx2's, that verifies every answer.
 
-    Threads may share it. While an event stream is verified, a second connection is needed.
+    Threads may share it. A transport of your own must hold more connections than event streams are open at once: each
+    needs a second one to be verified. The library's own is made twice for that.
 
     A client uses it for what it has no other way for: `proxy=` and `mounts=` of the client take requests away from it,
     and then nothing is verified. The environment's proxies are not used. Give the proxy here.
@@ -179,6 +207,8 @@ class VerifyingTransport(_Configured, _Transport):
         UsageError: `bad_authorization` if the request's `Authorization` cannot be sent.
     """
 
+    _own = "HTTPTransport"
+
     def __enter__(self) -> Self:
         """Nothing is opened before the first request."""
         return self
@@ -187,18 +217,15 @@ class VerifyingTransport(_Configured, _Transport):
         self.close()
 
     def close(self) -> None:
-        """Close the transport that does the I/O."""
-        if self._inner is not None:
-            self._inner.close()
+        """Close what does the I/O."""
+        for transport in self._transports:
+            transport.close()
 
     def handle_request(self, request: Any) -> Any:
         """Send a request, and return its response when it was verified, or an event stream that will be."""
         family = family_of(request)
-        with self._lock:
-            if self._inner is None:
-                self._inner = family.HTTPTransport(proxy=self._proxy)
-        send, server = self._inner.handle_request, self._verifier.server_of(request)
-        ask_server = partial(ask, send, family, limit=self._limit)
+        send, server = self._transport(family, "requests").handle_request, self._verifier.server_of(request)
+        ask_server = partial(ask, self._transport(family, "questions").handle_request, family, limit=self._limit)
         attestation = self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         with self._verifier.relying_on(server):
@@ -241,6 +268,8 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
     ordinary function. What takes too long is cancelled, and leaves nothing behind.
     """
 
+    _own = "AsyncHTTPTransport"
+
     async def __aenter__(self) -> Self:
         """Nothing is opened before the first request."""
         return self
@@ -249,17 +278,16 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the transport that does the I/O."""
-        if self._inner is not None:
-            await self._inner.aclose()
+        """Close what does the I/O."""
+        for transport in self._transports:
+            await transport.aclose()
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request, and return its response when it was verified, or an event stream that will be."""
         family = family_of(request)
-        if self._inner is None:
-            self._inner = family.AsyncHTTPTransport(proxy=self._proxy)
-        send, server = self._inner.handle_async_request, self._verifier.server_of(request)
-        ask_server = partial(ask_async, send, family, limit=self._limit)
+        send, server = self._transport(family, "requests").handle_async_request, self._verifier.server_of(request)
+        ask_questions = self._transport(family, "questions").handle_async_request
+        ask_server = partial(ask_async, ask_questions, family, limit=self._limit)
         attestation = await self._attest(server, ask_server)
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         with self._verifier.relying_on(server):

@@ -113,6 +113,7 @@ _BY_CODE: Final = {
         "the variable SSL_CERT_FILE. It takes the place of the public ones."
     ),
     "timeout": "Nothing is known about the server. It may be busy: try again, or give it more with --timeout.",
+    "no_connection": "The program had no connection left to ask with: its pool is too small.",
     "refused": "The server wants a token, or another one: in a file for --token-file, or in the variable TOKEN.",
     "bad_status": "The server may be in trouble: try again. Or the address leads to something else.",
     "bad_answer": _NO_REPORT,
