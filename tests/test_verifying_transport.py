@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 from authorities import INTEL, NVIDIA
 from backend import Backend, Call, Script, answer, chunked, event_stream, head, json_answer
 from far_end import GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs, trust
-from mitm import Message, MiddleMan, connect_proxy, middle_man, tls_front
+from mitm import ConnectProxy, Message, MiddleMan, connect_proxy, middle_man, tls_front
 from servers import TOKEN, Stack, serve, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -1037,10 +1038,23 @@ class Fronts:
     backend: Backend
     port: int
     other: int
+    directory: Path
 
     def url(self, path: str = CHAT, *, other: bool = False) -> str:
         """Return a URL at one of the two."""
         return f"https://127.0.0.1:{self.other if other else self.port}{path}"
+
+    @contextmanager
+    def renewed(self, proxy: ConnectProxy) -> Iterator[None]:
+        """Have the server renew its key: new connections, which go through a proxy, end at the other one."""
+        certificate = self.directory / "own.pem"
+        kept = certificate.read_bytes()
+        certificate.write_bytes((self.directory / "other.pem").read_bytes())
+        proxy.port = self.other
+        try:
+            yield
+        finally:
+            certificate.write_bytes(kept)
 
 
 @pytest.fixture(scope="module")
@@ -1053,7 +1067,7 @@ def fronts(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Itera
         tls_front(running.client.port, directory, "own") as own,
         tls_front(running.client.port, directory, "other") as other,
     ):
-        yield Fronts(running.backend, own, other)
+        yield Fronts(running.backend, own, other, directory)
 
 
 def test_the_tls_key_is_bound(fronts: Fronts) -> None:
@@ -1166,6 +1180,48 @@ async def test_a_server_with_a_new_tls_key_is_attested_anew_asynchronously(front
         inner.port, inner.report = None, reports.append
         await ask.post(fronts.url(), json={})
     assert (caught.value.code, len(reports)) == ("tls_key_mismatch", 1)
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_no_request_fails_for_a_renewed_tls_key(fronts: Fronts, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that were there before it end at the old key: nothing goes over them once the new one is attested."""
+    make_other_transports(monkeypatch, family)
+    together = threading.Barrier(4)
+
+    def answer_together(call: Call) -> None:
+        together.wait(20)
+        json_answer(WHOLE)(call)
+
+    fronts.backend.play(answer_together)
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy, ThreadPoolExecutor(4) as threads:
+        given = VerifyingTransport(BINDING, proxy=proxy.url, clock=clock, monotonic=now, max_age=60.0)
+        with family.Client(transport=given, headers=HEADERS) as ask:
+            assert [each.status_code for each in threads.map(lambda _: ask.post(fronts.url(), json={}), range(4))]
+            fronts.backend.play(json_answer(WHOLE))
+            with fronts.renewed(proxy):
+                assert "teesign" in ask.post(fronts.url(), json={}).extensions
+                now.advance(60.0)
+                for _ in range(6):
+                    assert "teesign" in ask.post(fronts.url(), json={}).extensions
+
+
+@pytest.mark.anyio
+async def test_no_request_fails_for_a_renewed_tls_key_asynchronously(
+    fronts: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both event loops."""
+    make_other_transports(monkeypatch, httpx2)
+    fronts.backend.play(json_answer(WHOLE))
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy:
+        given = AsyncVerifyingTransport(BINDING, proxy=proxy.url, clock=clock, monotonic=now, max_age=60.0)
+        async with httpx2.AsyncClient(transport=given, headers=HEADERS) as ask:
+            await ask.post(fronts.url(), json={})
+            with fronts.renewed(proxy):
+                now.advance(60.0)
+                for _ in range(2):
+                    assert "teesign" in (await ask.post(fronts.url(), json={})).extensions
 
 
 def test_what_is_not_signed_goes_to_the_attested_key_as_well(fronts: Fronts) -> None:

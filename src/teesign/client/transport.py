@@ -34,14 +34,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
 from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
-from .flow import run, run_async
+from .flow import Answer, Question, run, run_async
 from .http import TIME_LIMIT, ask, ask_async, family_of
 from .observed import ObservedExchange, VerifiedResponse
 from .server import Attestation, Server, Trust
@@ -116,7 +116,7 @@ class _Configured:
             monotonic=monotonic,
         )
         self._given: Final = transport
-        self._made: Final[dict[str, Any]] = {}
+        self._made: Final[dict[tuple[bytes | None, bool], Any]] = {}
         self._context: ssl.SSLContext | None = None
         self._limit: Final = limit
         self._attesting: Final[dict[str, Any]] = {}  # a lock for each server that is being attested
@@ -125,20 +125,32 @@ class _Configured:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._given!r})"
 
-    def _transport(self, family: ModuleType, purpose: Literal["requests", "questions"]) -> Any:
-        """Return what does the I/O: the transport that was given, or one of the library's own for each purpose.
+    def _transport(self, family: ModuleType, spki_sha256: bytes | None, question: Question | None = None) -> Any:
+        """Return what does the I/O: the transport that was given, or one of the library's own.
 
-        Streams hold their connections until their signatures have come: of one pool they could take all.
+        There is one for requests and one for questions, since streams hold their connections until their signatures
+        have come: of one pool they could take all. And there are two for each TLS key that is attested, since
+        connections that are older than a renewed key end at the old one, which a pool does not know. A report that
+        binds the key is asked for over a connection made for it; its transport is not kept, and need not be closed,
+        since that connection ends with the answer.
+
+        Args:
+            family: httpx or httpx2.
+            spki_sha256: the TLS key at which connections have to end; None for any.
+            question: what is to be asked; None for a request of the program.
         """
         if self._given is not None:
             return self._given
         with self._lock:
             if self._context is None:
                 self._context = family.create_ssl_context()  # once, since it reads all authorities' certificates
-            if purpose not in self._made:
-                make = getattr(family, self._own)
-                self._made[purpose] = make(verify=self._context, proxy=self._proxy)
-            return self._made[purpose]
+            make = partial(getattr(family, self._own), verify=self._context, proxy=self._proxy)
+            if question is not None and question.alone:
+                return make()
+            use = (spki_sha256, question is None)
+            if use not in self._made:
+                self._made[use] = make()
+            return self._made[use]
 
     @property
     def _transports(self) -> list[Any]:
@@ -224,9 +236,9 @@ class VerifyingTransport(_Configured, _Transport):
     def handle_request(self, request: Any) -> Any:
         """Send a request, and return its response when it was verified, or an event stream that will be."""
         family = family_of(request)
-        send, server = self._transport(family, "requests").handle_request, self._verifier.server_of(request)
-        ask_server = partial(ask, self._transport(family, "questions").handle_request, family, limit=self._limit)
+        server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = self._attest(server, ask_server)
+        send = self._transport(family, attestation.spki_sha256).handle_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         with self._verifier.relying_on(server):
             response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
@@ -250,6 +262,10 @@ class VerifyingTransport(_Configured, _Transport):
         response.stream = family.ByteStream(exchange.end())
         finish()
         return response
+
+    def _ask(self, family: ModuleType, question: Question) -> Answer:
+        send = self._transport(family, question.spki_sha256, question).handle_request
+        return ask(send, family, question, limit=self._limit)
 
     def _attest(self, server: Server, ask_server: Any) -> Attestation:
         attestation = self._verifier.known(server)
@@ -285,10 +301,9 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request, and return its response when it was verified, or an event stream that will be."""
         family = family_of(request)
-        send, server = self._transport(family, "requests").handle_async_request, self._verifier.server_of(request)
-        ask_questions = self._transport(family, "questions").handle_async_request
-        ask_server = partial(ask_async, ask_questions, family, limit=self._limit)
+        server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = await self._attest(server, ask_server)
+        send = self._transport(family, attestation.spki_sha256).handle_async_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
         with self._verifier.relying_on(server):
             response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
@@ -312,6 +327,10 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         response.stream = family.ByteStream(exchange.end())
         await finish()
         return response
+
+    async def _ask(self, family: ModuleType, question: Question) -> Answer:
+        send = self._transport(family, question.spki_sha256, question).handle_async_request
+        return await ask_async(send, family, question, limit=self._limit)
 
     async def _attest(self, server: Server, ask_server: Any) -> Attestation:
         # Not at the top: whoever verifies without an event loop needs no library for it.
