@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -819,6 +820,94 @@ async def test_a_pool_that_is_too_small_is_named_as_such_asynchronously(server: 
         with pytest.raises(FetchError) as caught:
             await ask.post(url_of(server), json={})
     assert caught.value.code == "no_connection"
+
+
+def is_silent(call: Call) -> None:
+    """Answer nothing; who gives up may leave the connection to end by itself."""
+    call.connection.gone.wait(5)
+
+
+def test_those_who_wait_for_an_attestation_share_its_failure() -> None:
+    """Were each to try again, the last would wait for all."""
+
+    def fail(_: int) -> str:
+        with pytest.raises(FetchError) as caught:
+            ask.post(f"{backend.url}{CHAT}", json={})
+        return caught.value.code
+
+    with Backend() as backend, client(limit=1.0) as ask, ThreadPoolExecutor(8) as threads:
+        backend.play(is_silent)
+        started = time.monotonic()
+        assert list(threads.map(fail, range(8))) == ["timeout"] * 8
+        assert time.monotonic() - started < 3
+        assert len(backend.calls) <= 2
+
+
+@pytest.mark.anyio
+async def test_tasks_share_its_failure_too() -> None:
+    """On both event loops."""
+    codes: list[str] = []
+
+    async def fail() -> None:
+        with pytest.raises(FetchError) as caught:
+            await ask.post(f"{backend.url}{CHAT}", json={})
+        codes.append(caught.value.code)
+
+    with Backend() as backend:
+        backend.play(is_silent)
+        async with async_client(limit=1.0) as ask:
+            with anyio.fail_after(3):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(8):
+                        tasks.start_soon(fail)
+    assert (codes, len(backend.calls) <= 2) == (["timeout"] * 8, True)
+
+
+def test_nobody_fails_for_anothers_token(middle: MiddleMan) -> None:
+    """What the server answered to one token says nothing about the next."""
+    waits, begun = threading.Event(), threading.Event()
+
+    def hold_refusal(message: Message) -> Message:
+        if message.status == 401:
+            begun.set()
+            waits.wait(20)
+        return message
+
+    def refused() -> None:
+        with pytest.raises(FetchError, match="401"):
+            ask.post(f"{middle.url}{CHAT}", json={}, headers={"authorization": "Bearer another"})
+
+    middle.on_response = hold_refusal
+    with client() as ask, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(refused)
+        assert begun.wait(20)
+        second = threads.submit(ask.post, f"{middle.url}{CHAT}", json={})
+        time.sleep(0.2)  # until it waits; there is nothing to see of that
+        waits.set()
+        first.result(20)
+        assert "teesign" in second.result(20).extensions
+
+
+def test_an_interrupted_attestation_is_taken_over(middle: MiddleMan) -> None:
+    """Who waits for it does not depend on who began it."""
+    begun, interrupt = threading.Event(), threading.Event()
+
+    class Interrupted(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if not begun.is_set():
+                begun.set()
+                interrupt.wait(20)
+                raise KeyboardInterrupt
+            return super().handle_request(request)
+
+    with client(inner=Interrupted(verify=False)) as ask, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(ask.post, f"{middle.url}{CHAT}", json={})
+        assert begun.wait(20)
+        second = threads.submit(ask.post, f"{middle.url}{CHAT}", json={})
+        time.sleep(0.2)
+        interrupt.set()
+        assert isinstance(first.exception(20), KeyboardInterrupt)
+        assert "teesign" in second.result(20).extensions
 
 
 @pytest.mark.parametrize("script", [json_answer(WHOLE), event_stream(*EVENTS, DONE)])

@@ -17,11 +17,12 @@ or, of an event stream, in the place of its last event. The events before that w
 a stream that has not ended. A stream that is closed early is neither verified nor an error; that it was not verified
 shows in its response, whose `extensions` have no "teesign", and in `verified` not being called.
 
-One attestation is made for all requests to a server, by the first of them; the others wait, and if it fails the next
-one tries again. A mismatch of the signing key or of the TLS key ends the attestation, so that a server with new keys is
-attested anew by the next request. The request's `Authorization` is used for report and signature too, which are asked
-of the same server, and goes nowhere else. Redirects are not followed here; a client that follows them comes back with
-the next URL, and the answer that it ends at has to be verified, even at a URL that is not signed by contract.
+One attestation is made for all requests to a server, by the first of them. The others wait, and share its failure: were
+each to try again, the last would wait for all. The next request tries again. A mismatch of the signing key or of the
+TLS key ends the attestation, so that a server with new keys is attested anew by the next request. The request's
+`Authorization` is used for report and signature too, which are asked of the same server, and goes nowhere else.
+Redirects are not followed here; a client that follows them comes back with the next URL, and the answer that it ends at
+has to be verified, even at a URL that is not signed by contract.
 
 Everything but the I/O is in flows and in `ObservedExchange`, so the two transports differ in `await` and their locks.
 """
@@ -31,13 +32,15 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
-from ..errors import UsageError
+from ..errors import FetchError, UsageError
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
 from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
@@ -73,6 +76,26 @@ MAX_AGE: Final = 3600.0
 """Seconds that an attestation serves."""
 
 _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
+
+
+@dataclass(eq=False, repr=False)  # no repr, which would show the token
+class _Attempt:
+    """An attempt to attest a server, for whose end others may wait.
+
+    Attributes:
+        over: is set at the end.
+        token: whose it is: what a server answers to one says nothing about others.
+        error: what it failed with.
+    """
+
+    over: Any
+    token: str | bytes | None
+    error: Exception | None = None
+
+    def failed(self, token: str | bytes | None) -> Exception | None:
+        """Return what it failed with, if that goes for whoever has this token."""
+        answered = isinstance(self.error, FetchError) and self.error.status is not None
+        return None if answered and token != self.token else self.error
 
 
 class _Configured:
@@ -119,7 +142,7 @@ class _Configured:
         self._made: Final[dict[tuple[bytes | None, bool], Any]] = {}
         self._context: ssl.SSLContext | None = None
         self._limit: Final = limit
-        self._attesting: Final[dict[str, Any]] = {}  # a lock for each server that is being attested
+        self._attempts: Final[dict[str, _Attempt]] = {}  # to attest a server, by its URL, while it is under way
         self._lock: Final = threading.Lock()  # for making what threads share
 
     def __repr__(self) -> str:
@@ -151,6 +174,26 @@ class _Configured:
             if use not in self._made:
                 self._made[use] = make()
             return self._made[use]
+
+    @contextmanager
+    def _attempt(self, server: Server, own: _Attempt) -> Iterator[_Attempt]:
+        """Give the attempt that is under way to attest a server, or make it the caller's own.
+
+        The own one is over when the block is left, and has failed if by an ordinary exception: whoever is interrupted
+        or cancelled has failed nobody, and one of those who wait tries anew.
+        """
+        try:
+            with self._lock:
+                under_way = self._attempts.setdefault(server.url, own)
+            yield under_way
+        except Exception as error:
+            own.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._attempts.get(server.url) is own:
+                    del self._attempts[server.url]
+            own.over.set()
 
     @property
     def _transports(self) -> list[Any]:
@@ -268,13 +311,15 @@ class VerifyingTransport(_Configured, _Transport):
         return ask(send, family, question, limit=self._limit)
 
     def _attest(self, server: Server, ask_server: Any) -> Attestation:
-        attestation = self._verifier.known(server)
-        if attestation is not None:
-            return attestation
-        with self._lock:
-            attesting = self._attesting.setdefault(server.url, threading.Lock())
-        with attesting:
-            return run(self._verifier.attest(server), ask_server)
+        while (attestation := self._verifier.known(server)) is None:
+            own = _Attempt(threading.Event(), server.authorization)
+            with self._attempt(server, own) as attempt:
+                if attempt is own:
+                    return run(self._verifier.attest(server), ask_server)
+                attempt.over.wait()
+            if (error := attempt.failed(own.token)) is not None:
+                raise error
+        return attestation
 
 
 class AsyncVerifyingTransport(_Configured, _AsyncTransport):
@@ -336,8 +381,12 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         # Not at the top: whoever verifies without an event loop needs no library for it.
         import anyio
 
-        attestation = self._verifier.known(server)
-        if attestation is not None:
-            return attestation
-        async with self._attesting.setdefault(server.url, anyio.Lock()):
-            return await run_async(self._verifier.attest(server), ask_server)
+        while (attestation := self._verifier.known(server)) is None:
+            own = _Attempt(anyio.Event(), server.authorization)
+            with self._attempt(server, own) as attempt:
+                if attempt is own:
+                    return await run_async(self._verifier.attest(server), ask_server)
+                await attempt.over.wait()
+            if (error := attempt.failed(own.token)) is not None:
+                raise error
+        return attestation
