@@ -34,6 +34,7 @@ from teesign import FetchError, Quote, SigningPair, UsageError, VerificationErro
 from teesign.client import (
     AsyncVerifyingTransport,
     Server,
+    Trust,
     VerifiedResponse,
     VerifyingTransport,
     ask_with,
@@ -218,6 +219,15 @@ def test_a_policy_alone_is_enough() -> None:
     """It has collateral fetched from Intel, unless told otherwise; nothing is fetched before the first request."""
     with VerifyingTransport(Policy()) as made:
         assert "VerifyingTransport" in repr(made)
+
+
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport, Trust])
+@pytest.mark.parametrize("given", ["policy.json", {"require_gpus": False}, None, Policy], ids=repr)
+def test_what_is_no_policy_is_refused_at_once(made: Any, given: Any) -> None:
+    """Not at the first request."""
+    with pytest.raises(UsageError, match="parse_policy") as caught:
+        made(given)
+    assert caught.value.code == "bad_policy"
 
 
 def test_a_server_is_attested_once(middle: MiddleMan) -> None:

@@ -96,12 +96,21 @@ class Trust(msgspec.Struct, frozen=True):
         collateral: Intel's collateral for the machine, decoded; fetched when None.
         pccs: base URL of the service that collateral is fetched from: Intel's own, or a cache of it.
         roots: other roots than Intel's and NVIDIA's; for tests.
+
+    Raises:
+        UsageError: `bad_policy` if the policy is none.
     """
 
     policy: Policy
     collateral: Mapping[str, Any] | None = None
     pccs: str = INTEL_PCS
     roots: TrustedRoots | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy):
+            raise UsageError(
+                f"{type(self.policy).__name__} is no Policy: parse_policy makes one out of JSON.", code="bad_policy"
+            )
 
 
 class Attestation(msgspec.Struct, frozen=True):

@@ -128,7 +128,7 @@ class _Configured:
             )
         self._proxy: Final = _usable_proxy(proxy)
         self._verifier: Final = Verifier(
-            Trust(trust) if isinstance(trust, Policy) else trust,
+            trust if isinstance(trust, Trust) else Trust(trust),
             algorithm=algorithm,
             model=model,
             prefix=prefix,
@@ -250,8 +250,8 @@ class VerifyingTransport(_Configured, _Transport):
         monotonic: seconds on a clock that is never set, for `max_age`.
 
     Raises:
-        UsageError: `bad_prefix` if `prefix` can be none; `bad_proxy` if `proxy` can be none; `two_ways` if both a
-            transport and a proxy are given.
+        UsageError: `bad_policy` if `trust` is neither; `bad_prefix` or `bad_proxy` if `prefix` or `proxy` can be none;
+            `two_ways` if both a transport and a proxy are given.
 
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
