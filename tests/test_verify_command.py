@@ -394,6 +394,7 @@ def test_mistakes_are_usage_errors(tmp_path: Path, arguments: list[str], message
     ("name", "value", "message"),
     [
         ("HTTPS_PROXY", "nonsense://x:kanarienvogel@y", "environment's proxies cannot be used: Unknown scheme"),
+        ("HTTP_PROXY", "http://x:kanarienvogel/1@y", "environment's proxies cannot be used: one is no URL"),
         ("SSL_CERT_FILE", "/nowhere", "certificates of SSL_CERT_FILE (/nowhere) cannot be used: [Errno 2] No"),
         ("SSL_CERT_FILE", __file__, f"certificates of SSL_CERT_FILE ({__file__}) cannot be used: "),
         ("SSL_CERT_DIR", "/nowhere", "certificates of SSL_CERT_DIR (/nowhere) cannot be used: [Errno 2] No"),

@@ -106,7 +106,10 @@ _BY_CODE: Final = {
         '--policy file with {"policy": "UnsafeSimulatedPolicy"}.'
     ),
     # what could not be had
-    "unreachable": "Nothing is known about the server. Is the address right, and does it run?",
+    "unreachable": (
+        "Nothing is known about the server. Is the address right, and does it run? If the environment names a proxy "
+        "(HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), does that?"
+    ),
     "untrusted": (
         "Nothing is known about the server: its certificate is not believed here. Are the address and this "
         "machine's clock right? If it is of an authority of your own, name a file with that authority's certificate in "

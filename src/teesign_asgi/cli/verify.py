@@ -253,7 +253,12 @@ def _client() -> Any:
     except OSError as error:  # which does not name the file
         which = f"certificates of {name} ({os.environ[name]})" if name else "authorities' certificates"
         raise click.UsageError(f"The {which} cannot be used: {error}") from error
-    except (ValueError, ImportError, httpx.InvalidURL) as error:
+    except httpx.InvalidURL:
+        # Its message has a piece of what is no URL: of a password with a slash in it, for instance.
+        raise click.UsageError(
+            "The environment's proxies cannot be used: one is no URL. In a user or password write / as %2F, @ as %40."
+        ) from None
+    except (ValueError, ImportError) as error:
         raise click.UsageError(f"The environment's proxies cannot be used: {error}") from error
 
 
