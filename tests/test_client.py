@@ -466,6 +466,13 @@ def test_a_fetch_error_has_its_cause() -> None:
     assert caught.value.__cause__ is error
 
 
+def test_a_proxy_that_refuses_is_named() -> None:
+    """Else what it answered would look like the server's."""
+    with refusing(httpx.ProxyError("403 Forbidden")) as client, pytest.raises(FetchError, match="a proxy") as caught:
+        ask_with(client)(Question("an answer", "http://localhost"))
+    assert caught.value.code == "unreachable"
+
+
 def test_questions_are_asked_in_the_programs_context() -> None:
     """What a program has noted for its own, such as a trace, is there in its hooks."""
     note = contextvars.ContextVar("note", default="")

@@ -266,6 +266,7 @@ def _failures(family: ModuleType, question: Question) -> Iterator[None]:
     except family.TimeoutException as error:
         raise _late(question) from error
     except (family.TransportError, OSError) as error:
-        raise FetchError(f"Could not fetch {question.what} from {question.host}.", code="unreachable") from error
+        way = " through a proxy, which refused" if isinstance(error, family.ProxyError) else ""
+        raise FetchError(f"Could not fetch {question.what} from {question.host}{way}.", code="unreachable") from error
     except family.InvalidURL as error:
         raise FetchError(f"The address for {question.what} is no URL.", code="bad_url") from error
