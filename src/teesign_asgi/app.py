@@ -262,10 +262,13 @@ class App:
         reply = Reply(send, request.request_id, request.method)
         outcome = Outcome()
         served = self._served[CATCH_ALL.path]
+        is_trusted = False
         try:
             self._refuse_own_requests(request)
             served = self._served[find_endpoint(request.path, request.raw_path).path]
             self._check(request, served)
+            is_trusted = served.auth
+            request.check_size(served.limit)
             await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             await answer_failure(error, request, reply, outcome)
@@ -278,7 +281,8 @@ class App:
             raise
         finally:
             self._note(request, reply, served, outcome, self._clock() - begun)
-        if reply.finished and not outcome.stalled and request.has_rest:
+        # Of those who have shown no token nothing is read that need not be.
+        if is_trusted and reply.finished and not outcome.stalled and request.has_rest:
             await request.drop_rest()
 
     def _refuse_own_requests(self, request: Request) -> None:
@@ -299,7 +303,6 @@ class App:
         check_method(served.endpoint, request.method)
         if served.auth and not self._guard.accepts(request.header(b"authorization")):
             raise unauthorized()
-        request.check_size(served.limit)
 
     async def _answer(self, request: Request, reply: Reply, served: Served, outcome: Outcome) -> None:
         if self._attestor is None and served.endpoint.handling not in _NEED_NO_START:
