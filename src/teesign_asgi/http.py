@@ -221,10 +221,11 @@ class Request:
 
     @property
     def has_rest(self) -> bool:
-        """Whether a body was declared that has not been taken to its end."""
+        """Whether a body was declared that has not been taken to its end, and is not held back (`Expect`)."""
         if self.body_taken:
             return False
-        return bool(self.content_length) or any(name.lower() == b"transfer-encoding" for name, _ in self.headers)
+        names = {name.lower() for name, _ in self.headers}
+        return b"expect" not in names and (bool(self.content_length) or b"transfer-encoding" in names)
 
     async def drop_rest(self) -> None:
         """Take what the client still sends, for a moment, and forget it.
