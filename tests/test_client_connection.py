@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 import anyio.to_thread
 import fastapi
 import pytest
@@ -70,21 +68,26 @@ class Cancellable:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._open: list[tuple[anyio.lowlevel.EventLoopToken, anyio.CancelScope]] = []
+        self._cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        with anyio.CancelScope() as cancellation:
-            self._open.append((anyio.lowlevel.current_token(), cancellation))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cancel, tasks.cancel_scope)
             await self._app(scope, receive, send)
+            tasks.cancel_scope.cancel()
+
+    async def _cancel(self, cancellation: anyio.CancelScope) -> None:
+        while not self._cancelled:  # noqa: ASYNC110 - it is set by another thread, whichever loop this is
+            await anyio.sleep(0.01)
+        cancellation.cancel()
 
     def cancel(self) -> None:
         """Cancel all that is open, from another thread."""
-        for token, cancellation in self._open:
-            anyio.from_thread.run_sync(cancellation.cancel, token=token)
+        self._cancelled = True
 
 
 def question(version: bytes) -> bytes:
