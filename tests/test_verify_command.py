@@ -491,7 +491,7 @@ def test_what_is_unexpected_is_no_failed_check(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(command, "run", stumble)
     result = run("http://localhost")
     assert result.exit_code == 4
-    assert "kanarienvogel" in result.stderr
+    assert "kanarienvogel" in result.output
 
 
 @pytest.fixture

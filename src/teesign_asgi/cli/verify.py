@@ -73,8 +73,9 @@ class _Command(click.Command):
             sys.exit(_INTERRUPTED)
         except OSError as error:
             # Servers and files have exceptions of their own by now: this is the output.
-            with contextlib.suppress(OSError):
-                click.echo(f"Error: The verdict cannot be written: {error.strerror}.", err=True)
+            if sys.stderr is not None:  # older releases of click stumble over none
+                with contextlib.suppress(OSError):
+                    click.echo(f"Error: The verdict cannot be written: {error.strerror}.", err=True)
             _write_nothing_more()
             sys.exit(_UNEXPECTED)
         except Exception:  # noqa: BLE001 - it is shown
