@@ -6,8 +6,8 @@ of the response as they come, and hands back the ones that may go on to the prog
     an event stream    passes at once, up to its first `[DONE]`, be that the terminator or not: readers differ in what
                        they take for the end, and who sees an end takes the answer for whole, so all from there on waits
                        until the answer has been verified
-    all else           waits until it is whole and has been verified; so does a part of a
-                       document, which need not have an end of its own
+    all else           waits until it is whole and has been verified; so does a part of a document, which need not have
+                       an end of its own
 
 When `whole` has become true, `check` has to pass before what the same call returned goes on. A response that ends
 without becoming whole was never signed. Only answers with a status of 200 to 299 are; what is not signed, by the wire
