@@ -27,6 +27,7 @@ MUTATED = [
     "teesign.exchange.*",
     "teesign.signing.*",
     "teesign.sse.*",
+    "teesign.text.*",
     *(
         f"teesign_asgi.observe.x_{name}__*"
         for name in ("backend_error_fields", "redact", "read_error", "_members", "_string")

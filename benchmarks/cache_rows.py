@@ -107,9 +107,9 @@ def _chat(numbers: random.Random) -> SignedChat:
     """Return what looks like a signed chat; the addresses are the same in all, as they are in the proxy."""
     return SignedChat(
         f"{numbers.randbytes(32).hex()}:{numbers.randbytes(32).hex()}",
-        f"0x{numbers.randbytes(65).hex()}",
+        numbers.randbytes(65),
         _ECDSA,
-        numbers.randbytes(64).hex(),
+        numbers.randbytes(64),
         _ED25519,
     )
 

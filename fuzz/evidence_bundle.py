@@ -30,7 +30,7 @@ BUNDLE = EvidenceBundle(
     collateral=None,
     request=b"request",
     response=b"response",
-    signature=msgspec.to_builtins(PAIR.sign(TEXT)),
+    signature=PAIR.sign(TEXT).answer(),
 )
 SMALL = msgspec.structs.replace(BUNDLE, policy=Policy(), report={"x": [1.5, {}]}, collateral={}, spki_sha256=NONCE)
 SEEDS = [encode_bundle(SMALL), encode_bundle(BUNDLE)]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Any
-
-import msgspec
 
 from teesign import VerificationError, parse_signed_text, signed_text, verify_answer
 from teesign.testing import fixed_pair
@@ -16,12 +13,11 @@ DIGESTS = [sha256(body).hexdigest() for body in (REQUEST, RESPONSE)]
 PAIR = fixed_pair()
 ADDRESS = PAIR.ecdsa.identity.address
 TEXT = signed_text(*DIGESTS)
-CHAT = msgspec.to_builtins(PAIR.sign(TEXT))
-ONE: dict[str, Any] = {"signature": CHAT["signature_ecdsa"], "signing_address": ADDRESS, "signing_algo": "ecdsa"}
+ANSWER = PAIR.sign(TEXT).answer()
 SEEDS = [
-    json.dumps({"text": TEXT, **ONE}).encode(),
-    json.dumps({**CHAT, **ONE}).encode(),
-    json.dumps({**ONE, **msgspec.to_builtins(PAIR.sign("m:" + TEXT))}).encode(),
+    json.dumps({name: ANSWER[name] for name in ("text", "signature", "signing_address", "signing_algo")}).encode(),
+    json.dumps(ANSWER).encode(),
+    json.dumps(PAIR.sign("m:" + TEXT).answer()).encode(),
     b'{"text":"' + b"\\ud800" * 64 + b'"}',
     b'{"text":"a","\\ud800":1}',
 ]

@@ -25,12 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sse": {"identifiers"},
     "quote": {"documents", "errors", "hexadecimal"},
     "spki": {"errors"},
-    "exchange": {"errors", "identifiers", "signing", "sse"},
+    "text": {"errors"},
+    "exchange": {"errors", "identifiers", "signing", "sse", "text"},
     "cache": {"errors", "signing"},
     "attestation": {"errors", "signing"},
     "verify": {"verify.answer", "verify.exchange"},
-    "verify.exchange": {"attestation", "errors", "quote", "signing"},
-    "verify.answer": {"documents", "errors", "signing", "verify.exchange", "verify.steps"},
+    "verify.signatures": {"documents", "errors", "signing"},
+    "verify.exchange": {"attestation", "errors", "quote", "signing", "text", "verify.signatures"},
+    "verify.answer": {"errors", "signing", "text", "verify.exchange", "verify.signatures", "verify.steps"},
     "verify.policy": {"documents", "errors", "hexadecimal"},
     "verify.steps": {"errors"},
     "verify.gpu": {"errors"},
@@ -89,7 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.report",
         "verify.steps",
     },
-    "client.observed": {"client.flow", "client.server", "errors", "identifiers", "signing", "sse", "verify.answer"},
+    "client.observed": {"client.flow", "client.server", "errors", "identifiers", "sse", "text", "verify.answer"},
     "client.verifier": {
         "client.bodies",
         "client.flow",
@@ -98,6 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "client.tls",
         "errors",
         "signing",
+        "text",
     },
     "client.roundtrip": {
         "client.flow",
@@ -120,7 +123,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "signing",
         "verify.policy",
     },
-    "": {"attestation", "cache", "errors", "exchange", "quote", "signing", "sse", "verify"},
+    "": {"attestation", "cache", "errors", "exchange", "quote", "signing", "sse", "text", "verify"},
 }
 
 RIMS = ("sources", "client")

@@ -21,7 +21,7 @@ ROOM = 3
 
 def chat(text: str = "text") -> SignedChat:
     """Return something to keep."""
-    return SignedChat(text, "", "", "", "")
+    return SignedChat(text, b"", "", b"", "")
 
 
 def new_cache(clock: ManualClock | None = None) -> SignatureCache:

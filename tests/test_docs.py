@@ -20,7 +20,7 @@ from raw_backend import PATIENCE, RawBackend, Served, in_turn
 from servers import TOKEN, serve
 
 from soak.__main__ import FIGURES
-from teesign import Exchange, MalformedError, SignedChat, VerifiedExchange, verify_answer
+from teesign import Exchange, MalformedError, VerifiedExchange, verify_answer
 from teesign.client import VerifyingTransport
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
@@ -97,7 +97,7 @@ def test_the_example_of_checking_works() -> None:
     exchange.receive_response(b"answer")
     exchange.end_response()
     assert exchange.signed is not None
-    signature = {name: getattr(exchange.signed.chat, name) for name in SignedChat.__struct_fields__}
+    signature = exchange.signed.chat.answer()
     names = run(EXAMPLES[0], signature=signature, request_body=b"{}", response_body=b"answer")
     assert isinstance(names["verified"], VerifiedExchange)
 

@@ -110,7 +110,7 @@ def test_a_json_response(body: bytes, expected: bytes, chat_id: str | None) -> N
         outcome = relay(chunks)
         assert (outcome.out, outcome.ids) == (expected, (SIGNATURE_ID, chat_id) if chat_id else (SIGNATURE_ID,))
         assert outcome.signed
-        verify_exchange(REQUEST, expected, outcome.signed.chat)
+        verify_exchange(REQUEST, expected, outcome.signed.chat.answer())
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_an_empty_response_is_signed(content_type: str | None) -> None:
     """No bytes are an answer too; only an event stream needs its terminator."""
     outcome = relay([], content_type)
     assert outcome.signed
-    verify_exchange(REQUEST, b"", outcome.signed.chat)
+    verify_exchange(REQUEST, b"", outcome.signed.chat.answer())
 
 
 @pytest.mark.parametrize("status", [100, 199, 300, 304, 400, 404, 500, 503])
@@ -261,7 +261,7 @@ def test_a_part_is_delivered_and_signed_as_the_bytes_it_is(content_type: str, bo
         outcome = relay(chunks, content_type, status=206, is_part=True)
         assert (outcome.out, outcome.ids) == (body, (SIGNATURE_ID,))
         assert outcome.signed
-        verify_exchange(REQUEST, body, outcome.signed.chat)
+        verify_exchange(REQUEST, body, outcome.signed.chat.answer())
 
 
 def test_a_length_below_zero_is_refused() -> None:
@@ -278,7 +278,7 @@ def test_a_request_without_a_body_is_its_target() -> None:
     exchange.start_response(200, AUDIO)
     exchange.end_response()
     assert exchange.signed
-    verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat)
+    verify_exchange(b"/v1/x?y=%20", b"", exchange.signed.chat.answer())
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_query_of_nothing_is_none(target: bytes, signed: bytes) -> None:
     exchange.start_response(200, AUDIO)
     exchange.end_response()
     assert exchange.signed
-    verify_exchange(signed, b"", exchange.signed.chat)
+    verify_exchange(signed, b"", exchange.signed.chat.answer())
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -374,7 +374,7 @@ def test_the_target_does_not_count_beside_a_body() -> None:
     exchange.start_response(200, AUDIO)
     exchange.end_response()
     assert exchange.signed
-    verify_exchange(REQUEST, b"", exchange.signed.chat)
+    verify_exchange(REQUEST, b"", exchange.signed.chat.answer())
 
 
 @pytest.mark.parametrize("digest", ["ab" * 32, "AB" * 32])
@@ -402,7 +402,7 @@ def test_what_is_no_digest_is_refused(digest: str) -> None:
     exchange.start_response(200, AUDIO)
     exchange.end_response()
     assert exchange.signed
-    verify_exchange(REQUEST, b"", exchange.signed.chat)
+    verify_exchange(REQUEST, b"", exchange.signed.chat.answer())
 
 
 def test_text_version_2_names_the_model() -> None:
@@ -413,7 +413,7 @@ def test_text_version_2_names_the_model() -> None:
     exchange.receive_response(b"x")
     exchange.end_response()
     assert exchange.signed
-    assert verify_exchange(REQUEST, b"x", exchange.signed.chat).model == "org/m:1"
+    assert verify_exchange(REQUEST, b"x", exchange.signed.chat.answer()).model == "org/m:1"
 
 
 def test_an_unknown_text_version_is_refused() -> None:
@@ -694,7 +694,7 @@ def test_any_response_is_the_same_however_it_is_cut(
     whole = relay([body], content_type, content_length=length)
     assert relay(cut(body, places), content_type, content_length=length) == whole
     if whole.signed:
-        verify_exchange(REQUEST, whole.out, whole.signed.chat)
+        verify_exchange(REQUEST, whole.out, whole.signed.chat.answer())
     if whole.ids and NEW_ID in whole.ids:
         assert json.loads(whole.out.decode(errors="surrogateescape"))["id"] == NEW_ID
         assert body[:length] in (whole.out.replace(MEMBER + b",", b"", 1), whole.out.replace(MEMBER, b"", 1))

@@ -179,7 +179,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             own = (self.exchange.signature_id,)
             assert signed.ids == ((*own, expected.chat_id) if expected.chat_id else own)
             if self.digest is None:
-                verify_exchange(self.request or TARGET, self.out, signed.chat)
+                verify_exchange(self.request or TARGET, self.out, signed.chat.answer())
             else:
                 assert signed.chat.text == f"{self.digest}:{sha256(self.out).hexdigest()}"
 

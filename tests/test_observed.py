@@ -45,7 +45,7 @@ ATTESTATION = attestation()
 def signature(request: bytes, response: bytes) -> bytes:
     """Return what the signature endpoint would say."""
     text = signed_text(sha256(request).hexdigest(), sha256(response).hexdigest())
-    return msgspec.json.encode(PAIR.sign(text))
+    return msgspec.json.encode(PAIR.sign(text).answer())
 
 
 def exchange(**headers: str) -> ObservedExchange:

@@ -15,7 +15,6 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from teesign import Challenge, MalformedError, VerificationError, signed_text
@@ -55,7 +54,7 @@ def simulated() -> bytes:
     report = challenge.answer(model="m", quote=quote, gpu_evidence=evidence, info={})
     chat = pair.sign(signed_text(sha256(b"in").hexdigest(), sha256(b"out").hexdigest()))
     policy = UnsafeSimulatedPolicy()
-    return encode_bundle(EvidenceBundle(1, policy, nonce, None, report, None, b"in", b"out", msgspec.to_builtins(chat)))
+    return encode_bundle(EvidenceBundle(1, policy, nonce, None, report, None, b"in", b"out", chat.answer()))
 
 
 @pytest.mark.parametrize(

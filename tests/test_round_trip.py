@@ -130,7 +130,7 @@ class FarServer:
             body = RESPONSE
         else:
             assert url.path == "/v1/signature/chatcmpl-7"
-            body = msgspec.json.encode(fixed_pair().sign(self._signed))
+            body = msgspec.json.encode(fixed_pair().sign(self._signed).answer())
         answer = Answer(200, {}, body, self._key)
         change = self._changes.get(question.what)
         return answer if change is None else change(answer)

@@ -67,14 +67,14 @@ def test_ecdsa_signatures_recover_with_eth_account(secret: bytes, text: str) -> 
     signer = EcdsaSigner(secret)
     address = Account.recover_message(encode_defunct(text=text), signature=signer.sign(text))
     assert address == Account.from_key(secret).address == signer.identity.address
-    assert recover_ecdsa_address(text, signer.sign(text)) == address
+    assert recover_ecdsa_address(text, signer.sign(text).hex()) == address
 
 
 @given(ECDSA_SECRETS, st.text())
 @settings(max_examples=examples(40), deadline=None)
 def test_ecdsa_signatures_are_those_of_rfc_6979(secret: bytes, text: str) -> None:
     """The nonce is deterministic: the pure-Python implementation in eth-keys makes the same signature."""
-    signature = bytes.fromhex(EcdsaSigner(secret).sign(text).removeprefix("0x"))
+    signature = EcdsaSigner(secret).sign(text)
     digest = bytes(Account.sign_message(encode_defunct(text=text), secret).message_hash)
     expected = KeyAPI(NativeECCBackend()).PrivateKey(secret).sign_msg_hash(digest)
     assert signature == expected.to_bytes()[:64] + bytes([expected.v + 27])
@@ -89,7 +89,7 @@ def test_ecdsa_signatures_are_bit_for_bit_those_of_eth_keys() -> None:
         for _ in range(100):
             text = random.randbytes(random.randrange(300)).hex()
             oracle = key.sign_msg(b"\x19Ethereum Signed Message:\n%d%b" % (len(text), text.encode())).to_bytes()
-            assert signer.sign(text) == f"0x{oracle[:64].hex()}{oracle[64] + 27:02x}"
+            assert signer.sign(text) == oracle[:64] + bytes([oracle[64] + 27])
 
 
 @given(ECDSA_SECRETS, st.text())
@@ -97,9 +97,9 @@ def test_ecdsa_signatures_are_bit_for_bit_those_of_eth_keys() -> None:
 def test_ecdsa_signatures_have_a_low_s_and_a_v_of_27_or_28(secret: bytes, text: str) -> None:
     """Strict verifiers refuse the other half of s (EIP-2), and wallets expect the old form of v."""
     signature = EcdsaSigner(secret).sign(text)
-    assert len(signature) == 132
-    assert int(signature[66:130], 16) <= CURVE_ORDER // 2
-    assert int(signature[130:], 16) in (27, 28)
+    assert len(signature) == 65
+    assert int.from_bytes(signature[32:64], "big") <= CURVE_ORDER // 2
+    assert signature[64] in (27, 28)
 
 
 @given(SEEDS, st.text())
@@ -107,7 +107,7 @@ def test_ecdsa_signatures_have_a_low_s_and_a_v_of_27_or_28(secret: bytes, text: 
 def test_ed25519_signatures_verify_with_cryptography(seed: bytes, text: str) -> None:
     """Whatever is signed, cryptography makes the same signature, accepts it, and derives the same public key."""
     signer, oracle = Ed25519Signer(seed), Ed25519PrivateKey.from_private_bytes(seed)
-    signature = bytes.fromhex(signer.sign(text))
+    signature = signer.sign(text)
     assert signature == oracle.sign(text.encode())
     assert signer.identity.public_key == oracle.public_key().public_bytes_raw()
     Ed25519PublicKey.from_public_bytes(signer.identity.address_bytes).verify(signature, text.encode())
@@ -138,14 +138,14 @@ def test_ed25519_signatures_verify_with_cryptography(seed: bytes, text: str) -> 
 def test_ed25519_vectors_of_rfc_8032(seed: str, public_key: str, text: str, signature: str) -> None:
     """The test vectors of RFC 8032, section 7.1, whose messages are text."""
     signer = Ed25519Signer(bytes.fromhex(seed))
-    assert (signer.identity.address, signer.sign(text)) == (public_key, signature)
+    assert (signer.identity.address, signer.sign(text).hex()) == (public_key, signature)
 
 
 @pytest.mark.parametrize("text", ["", "hello", "grüße 👋", TEXT, "x" * 1000])
 def test_ecdsa_signatures_equal_those_of_eth_account(text: str) -> None:
     """The length in the EIP-191 prefix counts bytes, not characters, and has as many digits as it needs."""
     expected = Account.sign_message(encode_defunct(text=text), ECDSA_SECRET).signature
-    assert EcdsaSigner(ECDSA_SECRET).sign(text) == "0x" + bytes(expected).hex()
+    assert EcdsaSigner(ECDSA_SECRET).sign(text) == bytes(expected)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,9 @@ def test_reprs_hold_no_secret() -> None:
 
 
 def test_a_pair_signs_with_both_keys_under_their_own_addresses() -> None:
-    """A SignedChat holds the text, and each signature beside the address that made it."""
+    """A SignedChat holds the text, and each signature, as bytes and as hex, beside the address that made it."""
     assert CHAT.text == TEXT
+    assert (CHAT.signature_ecdsa, CHAT.signature_ed25519) == (f"0x{CHAT.ecdsa.hex()}", CHAT.ed25519.hex())
     assert recover_ecdsa_address(TEXT, CHAT.signature_ecdsa) == CHAT.signing_address_ecdsa
     verify_ed25519(TEXT, CHAT.signature_ed25519, CHAT.signing_address_ed25519)
 
@@ -322,8 +323,8 @@ def test_a_text_that_an_exchange_would_refuse_is_not_made(version: Any, model: s
 def test_recovery_accepts_v_without_the_offset(v: int) -> None:
     """Some libraries write v as 0 or 1 instead of 27 or 28."""
     texts = (f"{TEXT}{n}" for n in range(100))
-    text, signature = next((t, s) for t in texts if (s := fixed_pair().ecdsa.sign(t)).endswith(f"{27 + v:x}"))
-    assert recover_ecdsa_address(text, f"{signature[:-2]}{v:02x}") == CHAT.signing_address_ecdsa
+    text, signature = next((t, s) for t in texts if (s := fixed_pair().ecdsa.sign(t))[64] == 27 + v)
+    assert recover_ecdsa_address(text, f"{signature[:64].hex()}{v:02x}") == CHAT.signing_address_ecdsa
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from soak.backend import CANARY
@@ -60,7 +59,7 @@ def test_figures(tmp_path: Path) -> None:
 
 def found(status: int = 200, **changes: str) -> Answer:
     """Return what a signature endpoint answers, with members replaced."""
-    chat = msgspec.to_builtins(PAIR.sign(signed_text(sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest())))
+    chat = PAIR.sign(signed_text(sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest())).answer()
     return Answer(keeps=True, status=status, body=bytearray(json.dumps({**chat, **changes}).encode()))
 
 

@@ -12,7 +12,7 @@ from teesign_asgi.store import Store
 
 pytestmark = pytest.mark.anyio
 
-CHAT = SignedChat("text", "", "", "", "")
+CHAT = SignedChat("text", b"", "", b"", "")
 
 
 class SharedStore:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-import msgspec
 import pytest
 
 from teesign import (
     MalformedError,
-    SignedChat,
     SigningAlgorithm,
     SigningPair,
     TeesignError,
@@ -27,13 +25,14 @@ REQUEST, RESPONSE = b"request", b"response"
 DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
 TEXT = signed_text(*DIGESTS)
 CHAT = fixed_pair().sign(TEXT)
+ANSWER = CHAT.answer()
 OTHER = SigningPair.from_secrets(b"\1" * 32, b"\2" * 32).sign(TEXT)
 NONCE, SPKI = b"\7" * 32, b"\x0b" * 32
 
 
 def test_a_genuine_exchange_verifies() -> None:
     """What comes back is what was established."""
-    assert verify_exchange(REQUEST, RESPONSE, CHAT) == VerifiedExchange(
+    assert verify_exchange(REQUEST, RESPONSE, ANSWER) == VerifiedExchange(
         *DIGESTS, CHAT.signing_address_ecdsa, CHAT.signing_address_ed25519, model=None
     )
 
@@ -41,20 +40,20 @@ def test_a_genuine_exchange_verifies() -> None:
 @pytest.mark.parametrize("model", ["m", "org/model", "with:colon", ":", "日本"])
 def test_a_text_with_the_models_name_verifies(model: str) -> None:
     """The name is everything before the two digests, colons included."""
-    chat = fixed_pair().sign(signed_text(*DIGESTS, version="v2", model=model))
-    assert verify_exchange(REQUEST, RESPONSE, chat).model == model
+    answer = fixed_pair().sign(signed_text(*DIGESTS, version="v2", model=model)).answer()
+    assert verify_exchange(REQUEST, RESPONSE, answer).model == model
 
 
 def test_a_text_with_an_empty_name_names_no_model() -> None:
     """Its digests are as good as any, but who has not said a name has not said which model answered."""
-    chat = fixed_pair().sign(f":{TEXT}")
-    assert verify_exchange(REQUEST, RESPONSE, chat).model is None
+    answer = fixed_pair().sign(f":{TEXT}").answer()
+    assert verify_exchange(REQUEST, RESPONSE, answer).model is None
 
 
 def test_addresses_are_compared_without_case() -> None:
     """Lower-case addresses are as good as checksummed ones; the checksummed one is returned."""
-    chat = msgspec.structs.replace(CHAT, signing_address_ecdsa=CHAT.signing_address_ecdsa.lower())
-    assert verify_exchange(REQUEST, RESPONSE, chat).signing_address_ecdsa == CHAT.signing_address_ecdsa
+    answer = ANSWER | {"signing_address_ecdsa": CHAT.signing_address_ecdsa.lower()}
+    assert verify_exchange(REQUEST, RESPONSE, answer).signing_address_ecdsa == CHAT.signing_address_ecdsa
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_addresses_are_compared_without_case() -> None:
 def test_other_bytes_do_not_verify(request_body: bytes, response_body: bytes, code: str) -> None:
     """Not one byte more or less, and not the one for the other."""
     with pytest.raises(VerificationError) as caught:
-        verify_exchange(request_body, response_body, CHAT)
+        verify_exchange(request_body, response_body, ANSWER)
     assert caught.value.code == code
 
 
@@ -103,20 +102,49 @@ def test_other_bytes_do_not_verify(request_body: bytes, response_body: bytes, co
         pytest.param("signing_address_ed25519", "", "bad_address", id="no Ed25519 address"),
     ],
 )
-def test_a_chat_with_one_value_changed_does_not_verify(field: str, value: str, code: str) -> None:
+def test_an_answer_with_one_value_changed_does_not_verify(field: str, value: str, code: str) -> None:
     """Each check fails with a code of its own, and nothing but teesign's own errors is raised."""
     with pytest.raises(TeesignError) as caught:
-        verify_exchange(REQUEST, RESPONSE, msgspec.structs.replace(CHAT, **{field: value}))
+        verify_exchange(REQUEST, RESPONSE, ANSWER | {field: value})
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("value", [None, 7, b"00", ["00"]])
-@pytest.mark.parametrize("field", SignedChat.__struct_fields__)
-def test_a_chat_with_a_value_that_is_no_text_is_malformed(field: str, value: object) -> None:
+@pytest.mark.parametrize("value", [7, b"00", ["00"]])
+@pytest.mark.parametrize("field", list(ANSWER))
+def test_an_answer_with_a_value_that_is_no_text_is_malformed(field: str, value: object) -> None:
     """As JSON may have it: nobody has checked yet what the signature endpoint answered."""
     with pytest.raises(MalformedError) as caught:
-        verify_exchange(REQUEST, RESPONSE, msgspec.structs.replace(CHAT, **{field: value}))
+        verify_exchange(REQUEST, RESPONSE, ANSWER | {field: value})
     assert caught.value.code == "bad_signature_answer"
+
+
+@pytest.mark.parametrize("absent", [{}, {"signature_ed25519": None, "signing_address_ed25519": None}])
+def test_an_answer_needs_both_signatures(absent: dict[str, None]) -> None:
+    """Of an answer with one only, `verify_answer` makes what can be made of it."""
+    names = ("text", "signature", "signing_address", "signing_algo")
+    with pytest.raises(MalformedError) as caught:
+        verify_exchange(REQUEST, RESPONSE, {name: ANSWER[name] for name in names} | absent)
+    assert caught.value.code == "bad_signature_answer"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("text", None, "bad_signature_answer"),
+        ("signature_ecdsa", None, "bad_signature"),
+        ("signing_address_ecdsa", None, "ecdsa_mismatch"),
+        ("signature_ed25519", None, "bad_signature"),
+        ("signing_address_ed25519", None, "bad_address"),
+        ("signature", OTHER.signature_ecdsa, "ecdsa_mismatch"),
+        ("signing_address", OTHER.signing_address_ecdsa, "ecdsa_mismatch"),
+        ("signing_algo", "ed25519", "bad_signature"),
+    ],
+)
+def test_half_a_signature_or_another_beside_both_does_not_verify(field: str, value: str | None, code: str) -> None:
+    """Whatever the answer names has to be right, also what is there twice."""
+    with pytest.raises(TeesignError) as caught:
+        verify_exchange(REQUEST, RESPONSE, ANSWER | {field: value})
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("spki_sha256", [None, SPKI], ids=["without TLS", "with TLS"])

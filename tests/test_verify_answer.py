@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from teesign import SigningAlgorithm, SigningPair, VerificationError, signed_text, verify_answer
@@ -19,19 +18,18 @@ from teesign.verify.steps import Passed
 REQUEST, RESPONSE = b"request", b"response"
 DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
 PAIR, OTHER = fixed_pair(), SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
-CHAT = msgspec.to_builtins(PAIR.sign(signed_text(*DIGESTS)))
-OTHER_CHAT = msgspec.to_builtins(OTHER.sign(signed_text(*DIGESTS)))
+FULL = PAIR.sign(signed_text(*DIGESTS)).answer()
+SHORT = ("signature", "signing_address", "signing_algo")
+OTHER_CHAT = OTHER.sign(signed_text(*DIGESTS)).answer()
 
 
 def basic(text: str, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
     """Return an answer without the extra members."""
-    identity, chat = PAIR.identity(algorithm), PAIR.sign(text)
-    signature = chat.signature_ecdsa if algorithm == "ecdsa" else chat.signature_ed25519
-    return {"text": text, "signature": signature, "signing_address": identity.address, "signing_algo": algorithm}
+    answer = PAIR.sign(text).answer(algorithm)
+    return {name: answer[name] for name in ("text", *SHORT)}
 
 
 RECORDED: list[dict[str, Any]] = json.loads(Path(__file__).with_name("recorded_answers.json").read_text("utf-8"))
-FULL = basic(signed_text(*DIGESTS)) | CHAT
 ADDRESS = PAIR.identity("ecdsa").address
 FORMS: dict[str, dict[str, str]] = {
     "full": FULL,
@@ -42,7 +40,7 @@ FORMS: dict[str, dict[str, str]] = {
     "signature without 0x": FULL | {"signature": FULL["signature"][2:]},
     "v of 0 or 1": FULL | {"signature": f"{FULL['signature'][:-2]}{int(FULL['signature'][-2:], 16) - 27:02x}"},
     "without its algorithm": {key: FULL[key] for key in ("text", "signature", "signing_address")},
-    "the extra members alone": CHAT,
+    "the extra members alone": {key: FULL[key] for key in FULL if key not in SHORT},
     "unknown members": FULL | {"version": "2"},
 }
 

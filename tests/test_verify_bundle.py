@@ -44,11 +44,7 @@ Path = tuple[str | int, ...]
 
 def signature_of(algorithm: SigningAlgorithm) -> dict[str, Any]:
     """Return what the signature endpoint answers for the exchange."""
-    chat = fixed_pair().sign(TEXT)
-    own = chat.signature_ecdsa if algorithm == "ecdsa" else chat.signature_ed25519
-    address = fixed_pair().identity(algorithm).address
-    extra: dict[str, Any] = msgspec.to_builtins(chat)
-    return extra | {"signature": own, "signing_address": address, "signing_algo": algorithm}
+    return {**fixed_pair().sign(TEXT).answer(algorithm)}
 
 
 def genuine(algorithm: SigningAlgorithm = "ecdsa", spki_sha256: bytes | None = SPKI, **changes: Any) -> EvidenceBundle:

@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from authorities import END, INTEL, NOW, NVIDIA, ROOTS, SEPT_VE_DISABLE, START, Authority, Intel, Nvidia, der, oid
 from cryptography import x509
@@ -566,6 +565,6 @@ def test_the_example_of_the_page_works() -> None:
     chat = fixed_pair().sign(signed_text(sha256(b"in").hexdigest(), sha256(b"out").hexdigest()))
     names: dict[str, Any] = {"report": REPORT, "nonce": NONCE, "collateral": COLLATERAL, "now": NOW, "roots": ROOTS}
     names |= {"policy_json": "{}", "request_body": b"in", "response_body": b"out"}
-    names |= {"signature": msgspec.to_builtins(chat)}
+    names |= {"signature": chat.answer()}
     exec(compile(script, "verifying.md", "exec"), names)
     assert names["answer"].signing_address == REPORT["signing_address"]

@@ -19,17 +19,15 @@ from .signing import (
     SignedChat,
     SigningAlgorithm,
     SigningPair,
-    TextVersion,
     recover_ecdsa_address,
-    signed_text,
     verify_ecdsa,
     verify_ed25519,
 )
 from .sse import EventStreamScanner
+from .text import TextVersion, parse_signed_text, signed_text
 from .verify import (
     VerifiedAnswer,
     VerifiedExchange,
-    parse_signed_text,
     verify_answer,
     verify_digest,
     verify_exchange,

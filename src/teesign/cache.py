@@ -1,14 +1,14 @@
 """Signed chats by id, for a limited time and in limited number.
 
 Theory of operation. One dictionary has every id of every entry. Every entry lives equally long, so entries expire in
-the order in which they came: one queue has their times, and one their ids, with a mark before the first of each entry.
-Each call looks whether the time of the first is over, and drops what has expired from the queues' fronts; so each entry
-is visited once when it leaves, and no call scans. After a lull, one call may drop many: a second for a million. (The
-dictionary keeps that order too, but finding its first key is a walk over all that were removed before.) The cache never
-starts a timer and never reads a clock of its own.
+the order in which they came: a queue has, for each of them, the time at which it is over and then its ids. Each call
+looks whether the time of the first is over, and drops what has expired from the queue's front; so each entry is visited
+once when it leaves, and no call scans. After a lull, one call may drop many: a second for a million. (The dictionary
+keeps that order too, but finding its first key is a walk over all that were removed before.) The cache never starts a
+timer and never reads a clock of its own.
 
-There may be a million entries, so the times are kept as plain numbers, eight bytes each, in an array whose front is cut
-off when half of it is past.
+There may be a million entries, which is why the queue is a flat one: an object for each would take more room than what
+is in it.
 
 An entry answers to several ids. The first is its own and must be fresh and random; the others come from response
 bodies, where clients of some backends can choose them. So the first entry to use such an id keeps it until it expires:
@@ -17,8 +17,6 @@ a later response that repeats the id of an earlier one cannot take its place.
 
 from __future__ import annotations
 
-import enum
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
@@ -28,15 +26,6 @@ from .errors import UsageError
 from .signing import SignedChat
 
 __all__ = ["SignatureCache", "SignatureStore"]
-
-
-class _Mark(enum.Enum):
-    """No id can be taken for it: ids are text."""
-
-    NEXT_ENTRY = enum.auto()
-
-
-_MARK: Final = _Mark.NEXT_ENTRY
 
 
 class SignatureStore(Protocol):
@@ -64,7 +53,7 @@ class SignatureCache:
         UsageError: `bad_cache_bounds` if `ttl` or `max_entries` is not positive.
     """
 
-    __slots__ = ("_chats", "_clock", "_first_over", "_ids", "_max_entries", "_past", "_times", "_ttl")
+    __slots__ = ("_chats", "_clock", "_entries", "_first_over", "_max_entries", "_queue", "_ttl")
 
     def __init__(self, *, ttl: float, max_entries: int, clock: Callable[[], float]) -> None:
         if not ttl > 0 or max_entries < 1:
@@ -73,19 +62,17 @@ class SignatureCache:
         self._max_entries: Final = max_entries
         self._clock: Final = clock
         self._chats: dict[str, SignedChat] = {}
-        self._ids: deque[str | _Mark] = deque()  # a mark before those of each entry
-        self._times = array("d")  # at which entries are over
-        self._past = 0  # how many of these belong to entries that are gone
-        self._first_over = inf  # the first of the others
+        self._queue: deque[float | str] = deque()  # of each entry, when it is over, and its ids
+        self._entries = 0
+        self._first_over = inf
 
     def __len__(self) -> int:
         """Count the entries, without those that have expired."""
         self._expire(self._clock())
-        return len(self._times) - self._past
+        return self._entries
 
     def __repr__(self) -> str:
-        entries = len(self._times) - self._past
-        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={entries})"
+        return f"SignatureCache(ttl={self._ttl}, max_entries={self._max_entries}, entries={self._entries})"
 
     def put(self, ids: Sequence[str], chat: SignedChat) -> None:
         """Keep `chat` for one ttl from now.
@@ -102,7 +89,7 @@ class SignatureCache:
         now = self._clock()
         if now >= self._first_over:
             self._expire(now)
-        chats, queue = self._chats, self._ids
+        chats, queue = self._chats, self._queue
         if not ids or isinstance(ids, str):
             raise UsageError("An entry needs a list or tuple of ids.", code="duplicate_id")
         try:
@@ -114,13 +101,13 @@ class SignatureCache:
         over = now + self._ttl
         if not queue:
             self._first_over = over
-        self._times.append(over)
-        queue.append(_MARK)
+        queue.append(over)
         for chat_id in ids:
             if chat_id not in chats:
                 chats[chat_id] = chat
                 queue.append(chat_id)
-        if len(self._times) - self._past > self._max_entries:
+        self._entries += 1
+        if self._entries > self._max_entries:
             self._drop_first()
 
     def get(self, chat_id: str) -> SignedChat | None:
@@ -135,16 +122,14 @@ class SignatureCache:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        ids, times = self._ids, self._times
-        ids.popleft()
-        while ids:
-            chat_id = ids[0]
-            if chat_id is _MARK:
-                break
-            del self._chats[chat_id]
-            ids.popleft()
-        self._past += 1
-        if self._past * 2 > len(times):
-            del times[: self._past]
-            self._past = 0
-        self._first_over = times[self._past] if ids else inf
+        queue = self._queue
+        queue.popleft()
+        self._entries -= 1
+        while queue:
+            first = queue[0]
+            if not isinstance(first, str):
+                self._first_over = first
+                return
+            del self._chats[first]
+            queue.popleft()
+        self._first_over = inf

@@ -42,8 +42,9 @@ import msgspec
 
 from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
-from .signing import SignedChat, SigningPair, TextVersion, check_text_version, signed_target, signed_text
+from .signing import SignedChat, SigningPair
 from .sse import EventStreamScanner
+from .text import TextVersion, check_text_version, signed_target, signed_text
 
 __all__ = ["Exchange", "SignedExchange"]
 
@@ -92,7 +93,7 @@ class Exchange:
         random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
         target: the raw request target, `path` or `path?query`, which stands for the body of a request without one
             and is needed for no other. A `?` with nothing behind it does not count.
-        text_version: the form of the signed text, see `teesign.signing.signed_text`.
+        text_version: the form of the signed text, see `teesign.text.signed_text`.
         model: the model's name, for text version "v2".
 
     Raises:

@@ -1,8 +1,9 @@
-"""Keys, signatures and the signed text.
+"""Keys and signatures.
 
 Theory of operation: a `SigningPair` holds one secp256k1 and one Ed25519 key. It signs one thing only, the text that
 binds a request's digest to a response's (`signed_text`), with both keys at once, and the result is a `SignedChat`.
 Both algorithms are deterministic (RFC 6979 and RFC 8032): the same key and text always give the same signature.
+Signatures are made and kept as bytes, which take half the room; they become hex when somebody asks for them.
 
 ECDSA signs on libsecp256k1 directly: going through eth-keys costs three times as much, and importing it more than the
 rest of the package together, so it is loaded where something is recovered or verified and nowhere else. Keccak, which
@@ -29,11 +30,7 @@ __all__ = [
     "SignedChat",
     "SigningAlgorithm",
     "SigningPair",
-    "TextVersion",
-    "check_text_version",
     "recover_ecdsa_address",
-    "signed_target",
-    "signed_text",
     "verify_ecdsa",
     "verify_ed25519",
 ]
@@ -41,63 +38,9 @@ __all__ = [
 SigningAlgorithm = Literal["ecdsa", "ed25519"]
 """The two kinds of signature that every signed response has."""
 
-TextVersion = Literal["v1", "v2"]
-"""The forms of the signed text, see `signed_text`."""
-
 SECRET_LENGTH: Final = 32
 _EIP191_PREFIX: Final = b"\x19Ethereum Signed Message:\n"
 _SIGNATURE_LENGTH: Final = {"ecdsa": 65, "ed25519": 64}
-
-
-def signed_text(request_sha256: str, response_sha256: str, *, version: TextVersion = "v1", model: str = "") -> str:
-    """Return the text that is signed for one request and its response.
-
-    Args:
-        request_sha256: 64 lowercase hex digits.
-        response_sha256: 64 lowercase hex digits.
-        version: "v1" is `{request}:{response}`, 129 characters; "v2" puts the model's name in front.
-        model: the name for "v2"; not used by "v1".
-
-    Raises:
-        UsageError: as from `check_text_version`.
-    """
-    check_text_version(version, model)
-    if version == "v1":
-        return f"{request_sha256}:{response_sha256}"
-    return f"{model}:{request_sha256}:{response_sha256}"
-
-
-def signed_target(target: bytes) -> bytes:
-    """Return what is hashed of a request without a body: its target, where a query of nothing is none.
-
-    Most servers do not tell `/x?` from `/x`, so that no gateway has to, and no verifier may.
-
-    Args:
-        target: the raw request target, `path` or `path?query`.
-    """
-    path, _, query = target.partition(b"?")
-    return target if query else path
-
-
-def check_text_version(version: str, model: str) -> None:
-    """Refuse what could not be signed, or not be verified.
-
-    Raises:
-        UsageError: `bad_text_version` if there is no such form; `bad_model` if version "v2" is to name a model, and the
-            name is empty or cannot be encoded as UTF-8.
-    """
-    if version == "v1":
-        return
-    if version != "v2":
-        raise UsageError(
-            f'There is no signed text of version "{version}"; there are v1 and v2.', code="bad_text_version"
-        )
-    if not model:
-        raise UsageError('Text version "v2" names the model: pass its name as `model`.', code="bad_model")
-    try:
-        model.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("The model's name cannot be encoded as UTF-8.", code="bad_model") from error
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -174,10 +117,10 @@ class EcdsaSigner(_Unpicklable):
     def __repr__(self) -> str:
         return f"EcdsaSigner(address={self.identity.address})"
 
-    def sign(self, text: str) -> str:
-        """Return `0x` and the hex of `r || s || v`, 65 bytes, with v 27 or 28."""
+    def sign(self, text: str) -> bytes:
+        """Return `r || s || v`, 65 bytes, with v 27 or 28."""
         signature = self._key.sign_recoverable(_personal_message_digest(text), hasher=None)
-        return f"0x{signature[:64].hex()}{signature[64] + 27:02x}"
+        return signature[:64] + bytes((signature[64] + 27,))
 
 
 class Ed25519Signer(_Unpicklable):
@@ -200,19 +143,37 @@ class Ed25519Signer(_Unpicklable):
     def __repr__(self) -> str:
         return f"Ed25519Signer(address={self.identity.address})"
 
-    def sign(self, text: str) -> str:
-        """Return the signature as 128 hex digits, without a prefix."""
-        return crypto_sign(text.encode(), self._secret_key)[: _SIGNATURE_LENGTH["ed25519"]].hex()
+    def sign(self, text: str) -> bytes:
+        """Return the signature, `R || S`, 64 bytes."""
+        return crypto_sign(text.encode(), self._secret_key)[: _SIGNATURE_LENGTH["ed25519"]]
 
 
 class SignedChat(msgspec.Struct, frozen=True, gc=False):
-    """What is stored for one signed response: the text, and both signatures with their addresses."""
+    """What is stored for one signed response: the text, and both signatures with their addresses.
+
+    Attributes:
+        text: what was signed.
+        ecdsa: the ECDSA signature, `r || s || v`, 65 bytes.
+        signing_address_ecdsa: the EIP-55 address of its key.
+        ed25519: the Ed25519 signature, 64 bytes.
+        signing_address_ed25519: the hex of its public key.
+    """
 
     text: str
-    signature_ecdsa: str
+    ecdsa: bytes
     signing_address_ecdsa: str
-    signature_ed25519: str
+    ed25519: bytes
     signing_address_ed25519: str
+
+    @property
+    def signature_ecdsa(self) -> str:
+        """The ECDSA signature as it is told: `0x` and 130 hex digits."""
+        return f"0x{self.ecdsa.hex()}"
+
+    @property
+    def signature_ed25519(self) -> str:
+        """The Ed25519 signature as it is told: 128 hex digits."""
+        return self.ed25519.hex()
 
     def answer(self, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
         """Return what the signature endpoint answers, ready to be encoded as JSON.
@@ -224,13 +185,18 @@ class SignedChat(msgspec.Struct, frozen=True, gc=False):
             UsageError: `bad_algorithm` if it is neither of the two.
         """
         algorithm = _known(algorithm)
-        fields: dict[str, str] = msgspec.structs.asdict(self)
+        signatures = {
+            "signature_ecdsa": self.signature_ecdsa,
+            "signing_address_ecdsa": self.signing_address_ecdsa,
+            "signature_ed25519": self.signature_ed25519,
+            "signing_address_ed25519": self.signing_address_ed25519,
+        }
         return {
             "text": self.text,
-            "signature": fields[f"signature_{algorithm}"],
-            "signing_address": fields[f"signing_address_{algorithm}"],
+            "signature": signatures[f"signature_{algorithm}"],
+            "signing_address": signatures[f"signing_address_{algorithm}"],
             "signing_algo": algorithm,
-            **fields,
+            **signatures,
         }
 
 

@@ -470,7 +470,7 @@ ROWS: dict[str, Row] = {
             "test_signing.py::test_no_bit_of_an_ed25519_signature_can_be_changed",
             "test_signing.py::test_no_bit_of_the_text_can_be_changed_under_an_ed25519_signature",
             "test_signing.py::test_the_twin_with_a_high_s_is_refused",
-            "test_verify.py::test_a_chat_with_one_value_changed_does_not_verify",
+            "test_verify.py::test_an_answer_with_one_value_changed_does_not_verify",
             "test_verify.py::test_a_genuine_exchange_verifies",
         ),
         NO_SERVER,

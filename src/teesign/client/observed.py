@@ -24,8 +24,8 @@ import msgspec
 
 from ..errors import VerificationError
 from ..identifiers import read_id
-from ..signing import signed_target
 from ..sse import EventStreamScanner
+from ..text import signed_target
 from ..verify.answer import VerifiedAnswer, verify_answer_digests
 from .flow import decode_object, host_of
 from .server import Attestation

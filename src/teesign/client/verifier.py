@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import UsageError, VerificationError
-from ..signing import SigningAlgorithm, signed_target
+from ..signing import SigningAlgorithm
+from ..text import signed_target
 from .bodies import has_body
 from .flow import Flow
 from .observed import ObservedExchange, VerifiedResponse, is_signed

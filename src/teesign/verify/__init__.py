@@ -6,12 +6,11 @@ What is here needs nothing but the core. `teesign.verify.report` checks attestat
 from __future__ import annotations
 
 from .answer import VerifiedAnswer, verify_answer
-from .exchange import VerifiedExchange, parse_signed_text, verify_digest, verify_exchange, verify_report_data
+from .exchange import VerifiedExchange, verify_digest, verify_exchange, verify_report_data
 
 __all__ = [
     "VerifiedAnswer",
     "VerifiedExchange",
-    "parse_signed_text",
     "verify_answer",
     "verify_digest",
     "verify_exchange",

@@ -1,17 +1,18 @@
-"""One answer against an attested key: what a signature endpoint returns, in every form of this family of servers."""
+"""One answer against an attested key, in steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from ..documents import UNDECODABLE
 from ..errors import VerificationError
-from ..signing import SigningAlgorithm, verify_ecdsa, verify_ed25519
-from .exchange import compare_digests, parse_signed_text
+from ..signing import SigningAlgorithm
+from ..text import parse_signed_text
+from .exchange import compare_digests
+from .signatures import Signatures, read_signatures, verify_signature
 from .steps import Passed, Step, run_steps
 
 __all__ = ["ANSWER_STEPS", "WHEN_ANSWERED", "VerifiedAnswer", "verify_answer", "verify_answer_digests"]
@@ -51,19 +52,6 @@ class VerifiedAnswer(msgspec.Struct, frozen=True):
         return _NEVER_ESTABLISHED if self.model is not None else (*_NEVER_ESTABLISHED, _NO_MODEL)
 
 
-class _Signature(msgspec.Struct, frozen=True):
-    """The members that every server of this family answers with, and those that newer ones add."""
-
-    text: str
-    signature: str = ""
-    signing_address: str = ""
-    signing_algo: Literal["ecdsa", "ed25519"] = "ecdsa"
-    signature_ecdsa: str | None = None
-    signing_address_ecdsa: str | None = None
-    signature_ed25519: str | None = None
-    signing_address_ed25519: str | None = None
-
-
 class _Evidence(msgspec.Struct):
     """What the steps are given, and what they add."""
 
@@ -72,23 +60,18 @@ class _Evidence(msgspec.Struct):
     response_sha256: str
     algorithm: SigningAlgorithm
     address: str
-    read: _Signature | None = None
+    read: Signatures | None = None
     model: str | None = None
     digests: tuple[str, str] = ("", "")
 
     @property
-    def signature(self) -> _Signature:
-        assert self.read is not None, "the first step reads the signature"
+    def answer(self) -> Signatures:
+        assert self.read is not None, "the first step reads the signatures"
         return self.read
 
 
-def _read_signature(evidence: _Evidence) -> str:
-    try:
-        evidence.read = msgspec.convert(evidence.raw, _Signature)
-    except UNDECODABLE as error:
-        raise VerificationError(
-            "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
-        ) from error
+def _read_signatures(evidence: _Evidence) -> str:
+    evidence.read = read_signatures(evidence.raw)
     evidence.model, *digests = parse_signed_text(evidence.read.text)
     evidence.digests = (digests[0], digests[1])
     return "two digests" if evidence.model is None else f"two digests behind the model's name, {evidence.model}"
@@ -103,24 +86,21 @@ def _check_response(evidence: _Evidence) -> str:
 
 
 def _check_identity(evidence: _Evidence) -> str:
-    found = [stated for kind, _, stated in _pairs(evidence.signature) if kind == evidence.algorithm]
-    if not found or any(_plain(stated) != _plain(evidence.address) for stated in found):
+    found = [each.address for each in evidence.answer.signatures if each.algorithm == evidence.algorithm]
+    if not found or any(_plain(address) != _plain(evidence.address) for address in found):
         raise VerificationError("The answer was not signed by the attested key.", code="identity_mismatch")
     return f"{evidence.algorithm} {evidence.address}"
 
 
 def _check_signatures(evidence: _Evidence) -> str:
-    text, pairs = evidence.signature.text, _pairs(evidence.signature)
-    for kind, value, stated in pairs:
-        if kind == "ecdsa":
-            verify_ecdsa(text, value, stated)
-        else:
-            verify_ed25519(text, value, stated)
-    return " and ".join(sorted({kind for kind, _, _ in pairs}))
+    text, signatures = evidence.answer.text, evidence.answer.signatures
+    for signature in signatures:
+        verify_signature(text, signature)
+    return " and ".join(sorted({signature.algorithm for signature in signatures}))
 
 
 ANSWER_STEPS: Final[tuple[Step[Any], ...]] = (
-    Step("signed text", "the signature can be read, and what it is about", "the signature", _read_signature),
+    Step("signed text", "the signature can be read, and what it is about", "the signature", _read_signatures),
     Step("request hash", "the request is the one that was signed", "the request's bytes", _check_request),
     Step("response hash", "the response is the one that was signed", "the response's bytes", _check_response),
     Step("signing address", "the key is the attested one", "the attested address", _check_identity),
@@ -198,18 +178,6 @@ def verify_answer_digests(
     evidence = _Evidence(signature, request_sha256, response_sha256, algorithm, address)
     steps = run_steps(ANSWER_STEPS, evidence, passed)
     return VerifiedAnswer(*evidence.digests, algorithm, address, evidence.model, steps)
-
-
-def _pairs(read: _Signature) -> list[tuple[SigningAlgorithm, str, str]]:
-    """Return algorithm, signature and address of each signature in an answer."""
-    pairs: list[tuple[SigningAlgorithm, str, str]] = []
-    if read.signature or read.signing_address:
-        pairs.append((read.signing_algo, read.signature, read.signing_address))
-    if read.signature_ecdsa is not None or read.signing_address_ecdsa is not None:
-        pairs.append(("ecdsa", read.signature_ecdsa or "", read.signing_address_ecdsa or ""))
-    if read.signature_ed25519 is not None or read.signing_address_ed25519 is not None:
-        pairs.append(("ed25519", read.signature_ed25519 or "", read.signing_address_ed25519 or ""))
-    return pairs
 
 
 def _plain(address: str) -> str:

@@ -6,24 +6,20 @@ There is no check that returns a bool: a result that can be ignored will be.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from ..attestation import report_data
 from ..errors import MalformedError, VerificationError
 from ..quote import TdxQuote
-from ..signing import Identity, SignedChat, verify_ecdsa, verify_ed25519
+from ..signing import Identity
+from ..text import parse_signed_text
+from .signatures import read_signatures, verify_signature
 
-__all__ = [
-    "VerifiedExchange",
-    "compare_digests",
-    "parse_signed_text",
-    "verify_digest",
-    "verify_exchange",
-    "verify_report_data",
-]
+__all__ = ["VerifiedExchange", "compare_digests", "verify_digest", "verify_exchange", "verify_report_data"]
 
 
 class VerifiedExchange(msgspec.Struct, frozen=True):
@@ -44,19 +40,6 @@ class VerifiedExchange(msgspec.Struct, frozen=True):
     model: str | None
 
 
-def parse_signed_text(text: str) -> tuple[str | None, str, str]:
-    """Return the parts of a signed text: the model's name (None where it names none), and both digests in hex.
-
-    Raises:
-        VerificationError: `bad_text` if it does not end in two digests.
-    """
-    *model, request_sha256, response_sha256 = text.rsplit(":", 2) if ":" in text else ("", "")
-    if len(request_sha256) != 64 or len(response_sha256) != 64:
-        raise VerificationError("The signed text does not end in two SHA-256 digests.", code="bad_text")
-    # An empty name is none: servers have to have one.
-    return "".join(model) or None, request_sha256, response_sha256
-
-
 def verify_digest(name: Literal["request", "response"], body: bytes, digest: str) -> str:
     """Check that a body is the one that was signed, and return its SHA-256 in hex.
 
@@ -75,41 +58,37 @@ def compare_digests(name: Literal["request", "response"], computed: str, digest:
     return digest
 
 
-def verify_exchange(request: bytes, response: bytes, chat: SignedChat) -> VerifiedExchange:
-    """Check a signed chat against the exact bytes that were sent and received.
+def verify_exchange(request: bytes, response: bytes, signature: Mapping[str, Any]) -> VerifiedExchange:
+    """Check both signatures of an exchange against the exact bytes that were sent and received.
 
     1. The request's SHA-256 is the text's.
     2. The response's SHA-256 is the text's.
-    3. The ECDSA signature of the text recovers to the address beside it (compared without case).
-    4. The Ed25519 signature of the text is that of the key beside it.
+    3. Each signature of the text is that of the address beside it, and there is one by ECDSA and one by Ed25519.
 
     What it does NOT establish: whose keys these are. For that, attest the server, and compare the addresses returned
-    here with the attested ones. Nor when the answer was given, to which path the request went, or with which status
-    and headers the answer came: nothing of that is signed.
+    here with the attested ones, or use `verify_answer`, which does. Nor when the answer was given, to which path the
+    request went, or with which status and headers the answer came: nothing of that is signed.
 
     Args:
         request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`,
             and never `path?`).
         response: the body as it was received, after HTTP framing is removed.
-        chat: text, signatures and addresses as the signature endpoint returned them.
+        signature: the signature endpoint's answer, decoded JSON; what `SignedChat.answer` returns.
 
     Raises:
         VerificationError: `bad_text`, `request_hash_mismatch`, `response_hash_mismatch`, `ecdsa_unrecoverable`,
             `ecdsa_mismatch` or `ed25519_mismatch`.
         MalformedError: `bad_signature` or `bad_address` if a value is not even well-formed; `bad_signature_answer` if
-            one is no text.
+            the text or one of the two signatures is missing, or a value is no text.
     """
-    if not all(isinstance(value, str) for value in msgspec.structs.astuple(chat)):
-        raise MalformedError(
-            "A text, a signature or an address is not text: take them as the signature endpoint answered them.",
-            code="bad_signature_answer",
-        )
-    model, request_sha256, response_sha256 = parse_signed_text(chat.text)
+    answer = read_signatures(signature)
+    model, request_sha256, response_sha256 = parse_signed_text(answer.text)
     verify_digest("request", request, request_sha256)
     verify_digest("response", response, response_sha256)
-    address = verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
-    verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
-    return VerifiedExchange(request_sha256, response_sha256, address, chat.signing_address_ed25519, model)
+    signers = {each.algorithm: verify_signature(answer.text, each) for each in answer.signatures}
+    if len(signers) < 2:
+        raise MalformedError("The signature endpoint's answer lacks a signature.", code="bad_signature_answer")
+    return VerifiedExchange(request_sha256, response_sha256, signers["ecdsa"], signers["ed25519"], model)
 
 
 def verify_report_data(quote: TdxQuote, identity: Identity, nonce: bytes, spki_sha256: bytes | None = None) -> bytes:

@@ -27,7 +27,6 @@ from granian.server.embed import Server
 
 from teesign import (
     Identity,
-    SignedChat,
     SigningAlgorithm,
     TeesignError,
     parse_quote,
@@ -186,16 +185,18 @@ class _Visit:
         click.secho("The model answers, through the proxy:", bold=True)
         signature_id, response = self._chat(request)
         answer = self._get(f"/v1/signature/{signature_id}")
-        chat = SignedChat(**{name: answer[name] for name in SignedChat.__struct_fields__})
-        _, request_sha256, response_sha256 = parse_signed_text(chat.text)
+        text = answer["text"]
+        ecdsa_address, ed25519_address = answer["signing_address_ecdsa"], answer["signing_address_ed25519"]
+        _, request_sha256, response_sha256 = parse_signed_text(text)
 
         def ecdsa() -> str:
-            address = verify_ecdsa(chat.text, chat.signature_ecdsa, chat.signing_address_ecdsa)
-            return f"{chat.signature_ecdsa[:22]}… by {address}"
+            signature = answer["signature_ecdsa"]
+            return f"{signature[:22]}… by {verify_ecdsa(text, signature, ecdsa_address)}"
 
         def ed25519() -> str:
-            verify_ed25519(chat.text, chat.signature_ed25519, chat.signing_address_ed25519)
-            return f"{chat.signature_ed25519[:22]}… by {chat.signing_address_ed25519}"
+            signature = answer["signature_ed25519"]
+            verify_ed25519(text, signature, ed25519_address)
+            return f"{signature[:22]}… by {ed25519_address}"
 
         click.secho("\nWhat was verified, with nothing but the bytes and the addresses:", bold=True)
         passed = [
@@ -203,8 +204,8 @@ class _Visit:
             _tick("response hash", lambda: verify_digest("response", response, response_sha256)),
             _tick("ECDSA signature", ecdsa),
             _tick("Ed25519 signature", ed25519),
-            _tick("ECDSA report data", lambda: self._check_report("ecdsa", chat.signing_address_ecdsa)),
-            _tick("Ed25519 report data", lambda: self._check_report("ed25519", chat.signing_address_ed25519)),
+            _tick("ECDSA report data", lambda: self._check_report("ecdsa", ecdsa_address)),
+            _tick("Ed25519 report data", lambda: self._check_report("ed25519", ed25519_address)),
         ]
         click.echo("\nThe keys are random and the quote is simulated: this is a demo, not a trusted machine.")
         return all(passed)
