@@ -36,8 +36,8 @@ FIGURES: Final[dict[str, tuple[str, Figure]]] = {
         lambda folder, scale: run_bombs(folder, 60 * scale),
     ),
     "stopped-readers": (
-        "200 readers that stop",
-        lambda folder, scale: run_stopped_readers(folder, 30 * scale),
+        "200 readers that stop, five times",
+        lambda folder, scale: run_stopped_readers(folder, 30 * scale, max(1, round(5 * scale))),
     ),
     "slow-headers": (
         "1,000 connections that send a byte of their header a second",
