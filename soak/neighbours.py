@@ -123,24 +123,24 @@ async def run_stopped_readers(folder: Path, quiet_seconds: float, rounds: int) -
     ledger = Ledger()
     ratios: list[float] = []
     cut: list[float] = []
-    asked = 0
+    grown = asked = 0
     with running_stack(folder) as stack:
         neighbours = Neighbours(stack)
         quiet = await _quiet_times(neighbours, quiet_seconds)
-        before = stack.resident()
-        reset_peak(stack.pid)
         for number in range(rounds):
+            before = stack.resident()  # which grows: the signatures of all these answers are kept
+            reset_peak(stack.pid)
             async with neighbours.busy():
                 cut += await _stop_readers(stack, _FIRST_READER + number * READERS)
                 beside = neighbours.times
+            grown = max(grown, memory(stack.pid, "VmHWM") - before)
             after = await _quiet_times(neighbours, quiet_seconds)
             ratios.append(percentile(beside, 99) / percentile(quiet + after, 99))
             asked += len(beside)
             ledger.seen(f"JSON answer, p99, quiet, round {number + 1}", percentile(quiet + after, 99) * 1000, " ms")
             ledger.seen(f"JSON answer, p99, beside them, round {number + 1}", percentile(beside, 99) * 1000, " ms")
             quiet = after
-        peak = memory(stack.pid, "VmHWM")
-    ledger.at_most("memory at its peak, above that before", (peak - before) / MIB, 64, " MiB")
+    ledger.at_most("memory at its peak, above that before", grown / MIB, 64, " MiB")
     ledger.exactly("readers cut off", len(cut), READERS * rounds)
     ledger.seen("first of them cut off after", min(cut, default=float("nan")), " s")
     ledger.seen("last of them cut off after", max(cut, default=float("nan")), " s")
