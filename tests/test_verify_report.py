@@ -201,6 +201,7 @@ ITEM = NVIDIA.item(NONCE)
 STRANGER = Nvidia()
 NOT_AN_AUTHORITY = Authority("GH100", NVIDIA.gpu, ca=False, curve=ec.SECP384R1())
 EXPIRED = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_after=datetime(2029, 6, 1, tzinfo=UTC))
+TO_COME = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_before=datetime(2031, 6, 1, tzinfo=UTC))
 P256 = Authority("GH100", NVIDIA.model, ca=False)
 X400_NAME = der(0x30, der(0xA3, b""))
 ODD_NAME = Authority("X", NVIDIA.root, curve=ec.SECP384R1(), extra=[("2.5.29.17", X400_NAME)])
@@ -273,7 +274,13 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "gpus",
     ),
     "gpu-issued-by-a-gpu": (with_gpu(NVIDIA.item(NONCE, NOT_AN_AUTHORITY)), "gpu_chain_invalid", "gpus"),
-    "gpu-certificate-expired": (with_gpu(NVIDIA.item(NONCE, EXPIRED)), "gpu_chain_invalid", "gpus"),
+    "gpu-certificate-expired": (with_gpu(NVIDIA.item(NONCE, EXPIRED)), "gpu_certificate_expired", "gpus"),
+    "gpu-certificate-to-come": (with_gpu(NVIDIA.item(NONCE, TO_COME)), "gpu_certificate_expired", "gpus"),
+    "gpu-expired-with-a-gap": (
+        with_gpu(NVIDIA.item(NONCE, EXPIRED, EXPIRED.certificate.public_bytes(Encoding.PEM) + NVIDIA.root.pem)),
+        "gpu_chain_invalid",
+        "gpus",
+    ),
     "gpu-on-another-curve": (with_gpu(NVIDIA.item(NONCE, NVIDIA.gpu, P256.pem)), "gpu_signature_mismatch", "gpus"),
     "gpu-twice": (
         edited(nvidia_payload=json.dumps({"nonce": NONCE.hex(), "evidence_list": [ITEM, ITEM]})),

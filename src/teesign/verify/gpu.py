@@ -115,7 +115,8 @@ def verify_gpu_evidence(
 
     Raises:
         VerificationError: `gpu_bad_evidence`, `gpu_bad_report`, `gpu_nonce_mismatch`, `gpu_chain_invalid`,
-            `gpu_untrusted_root`, `gpu_signature_mismatch`, or `gpu_duplicate` where one GPU appears twice.
+            `gpu_certificate_expired`, `gpu_untrusted_root`, `gpu_signature_mismatch`, or `gpu_duplicate` where one GPU
+            appears twice.
     """
     gpus = tuple(_verify_gpu(item, nonce, now, root_sha256) for item in evidence)
     # By their keys: of a certificate that is signed with ECDSA anybody can make a second one, with n - s for s.
@@ -151,22 +152,21 @@ def _verify_chain(chain: Sequence[x509.Certificate], now: float, root_sha256: st
             "A GPU's certificate chain does not end in the trusted root.", code="gpu_untrusted_root"
         )
     try:
-        valid = len(chain) <= _MAX_CHAIN and all(
-            certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp()
-            for certificate in chain
-        )
+        may_issue = len(chain) <= _MAX_CHAIN
         for depth, (certificate, issuer) in enumerate(pairwise(chain)):
             certificate.verify_directly_issued_by(issuer)
-            valid = valid and _may_issue(issuer, depth)
+            may_issue = may_issue and _may_issue(issuer, depth)
     except (InvalidSignature, *_UNREADABLE) as error:
         raise VerificationError(
             "A GPU's certificate chain does not hold together.", code="gpu_chain_invalid"
         ) from error
-    if not valid:
-        raise VerificationError(
-            "A GPU's certificate is out of its time, or was issued by one that must not issue.",
-            code="gpu_chain_invalid",
-        )
+    if not may_issue:
+        raise VerificationError("A GPU's certificate was issued by one that must not issue.", code="gpu_chain_invalid")
+    if not all(
+        certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp()
+        for certificate in chain
+    ):
+        raise VerificationError("A GPU's certificate is out of its time.", code="gpu_certificate_expired")
 
 
 def _may_issue(issuer: x509.Certificate, below: int) -> bool:

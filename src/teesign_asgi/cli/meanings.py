@@ -74,6 +74,10 @@ _BY_CODE: Final = {
     "gpu_bad_evidence": _NOT_NVIDIA,
     "gpu_bad_report": _NOT_NVIDIA,
     "gpu_chain_invalid": _NOT_NVIDIA,
+    "gpu_certificate_expired": (
+        "A GPU's certificate is out of date, or not valid yet: check the clock here. If that is right, the GPU proves "
+        "nothing."
+    ),
     "gpu_untrusted_root": _NOT_NVIDIA,
     "gpu_signature_mismatch": _NOT_NVIDIA,
     "gpu_nonce_mismatch": "The GPUs' reports were not made for this question: old ones are replayed, or another's.",
