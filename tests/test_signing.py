@@ -9,6 +9,7 @@ from enum import Enum
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from eth_account import Account
@@ -25,6 +26,7 @@ from teesign import (
     Ed25519Signer,
     Identity,
     MalformedError,
+    SignedChat,
     SigningAlgorithm,
     SigningPair,
     TeesignError,
@@ -230,6 +232,12 @@ def test_a_pair_signs_with_both_keys_under_their_own_addresses() -> None:
     assert (CHAT.signature_ecdsa, CHAT.signature_ed25519) == (f"0x{CHAT.ecdsa.hex()}", CHAT.ed25519.hex())
     assert recover_ecdsa_address(TEXT, CHAT.signature_ecdsa) == CHAT.signing_address_ecdsa
     verify_ed25519(TEXT, CHAT.signature_ed25519, CHAT.signing_address_ed25519)
+
+
+@pytest.mark.parametrize("form", [msgspec.msgpack, msgspec.json], ids=["MessagePack", "JSON"])
+def test_a_store_of_others_can_keep_a_signed_chat(form: Any) -> None:
+    """As bytes, as README says, and as whoever prefers text may."""
+    assert form.decode(form.encode(CHAT), type=SignedChat) == CHAT
 
 
 @pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
