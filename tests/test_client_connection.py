@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import anyio
 import anyio.to_thread
 import fastapi
 import pytest
-from backend import Backend, Call, event_stream, head, open_stream
+from backend import Backend, Call, chunked, event_stream, head, in_pieces, open_stream
 from raw_client import RawResponse, connect, request_bytes
 from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, serve, settings_for
 from wire import Client
@@ -22,7 +23,7 @@ from wire import Client
 from teesign.testing import fixed_pair
 from teesign_asgi import App
 from teesign_asgi.client_connection import hang_up_in_thread
-from teesign_asgi.types import ASGIApp, Receive, Scope, Send
+from teesign_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 PATIENCE = 10
 CHAT, JSON = "/v1/chat/completions", b"content-type: application/json"
@@ -176,6 +177,52 @@ def test_a_stream_that_the_host_cancels_does_not_look_whole(
         wire.wait_for_end()
     assert (response.status, response.whole) == (200, False)
     assert response.framing != "close" or wire.ended_by == "reset"
+
+
+class WaitingAtTheEnd:
+    """A host whose `send` waits before the last piece, as servers do whose client takes nothing of the ones before.
+
+    Args:
+        app: the app.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.waits = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on everything else."""
+
+        async def passing_on(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self.waits.set()
+                await anyio.sleep_forever()
+            await send(message)
+
+        await self._app(scope, receive, passing_on if scope["type"] == "http" else send)
+
+
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_a_stream_whose_last_piece_the_server_has_not_taken_does_not_look_whole(backend: Backend, kind: Kind) -> None:
+    """Where the host cancels it then, the client gets no `[DONE]`, and no end in order."""
+    go_on = threading.Event()
+
+    def script(call: Call) -> None:
+        in_pieces([EVENT], b"content-type: text/event-stream", end=None)(call)
+        go_on.wait(PATIENCE)
+        call.send(chunked(b"data: [DONE]\n\n"))
+
+    backend.play(script)
+    waiting = WaitingAtTheEnd(App(settings_for(backend.url), pair=fixed_pair()))
+    host = Cancellable(waiting)
+    with serve(host, kind) as port, connect(port) as wire:
+        wire.send(question(b"1.0"))
+        wire.read_until(EVENT)
+        go_on.set()
+        assert waiting.waits.wait(PATIENCE)
+        host.cancel()
+        wire.wait_for_end()
+        assert wire.ended_by == "reset"
 
 
 @pytest.mark.parametrize("kind", MAIN_KINDS)

@@ -272,11 +272,11 @@ class App:
             await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             await answer_failure(error, request, reply, outcome)
-            if reply.status and not (reply.finished or outcome.stalled):
+            if reply.status and not (reply.is_whole or outcome.stalled):
                 await self._break_off(scope, client_gone=outcome.client_gone)
         except BaseException as error:
             # The host has cancelled the task. One that is only dropped may wait for nothing any more.
-            if reply.status and not reply.finished and not isinstance(error, GeneratorExit):
+            if reply.status and not reply.is_whole and not isinstance(error, GeneratorExit):
                 await self._break_off.cancelled(scope)
             raise
         finally:

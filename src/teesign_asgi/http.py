@@ -295,6 +295,11 @@ class Reply:
         self.finished = False
         self.is_sending = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the server has taken the last bytes; those that wait for what came before may not get to them."""
+        return self.finished and not self.is_sending
+
     def is_bodiless(self, status: int) -> bool:
         """Tell whether a response of this status has no body, whatever its headers say."""
         return self._is_head or status in (204, 304)
