@@ -50,6 +50,7 @@ _READ_ONCE: Final = frozenset(
         b"content-type",
         b"traceparent",
         b"tracestate",
+        b"transfer-encoding",
         b"via",
         b"x-forwarded-for",
         b"x-request-hash",
@@ -129,7 +130,8 @@ class Request:
             if lower in _READ_ONCE:
                 picked.setdefault(lower, []).append(value)
         self._picked = picked
-        length = self.header(b"content-length")
+        # Some servers let both through; then the coding frames the body (RFC 9112 section 6.3).
+        length = None if b"transfer-encoding" in picked else self.header(b"content-length")
         self.content_length = int(length) if length is not None and _CONTENT_LENGTH.fullmatch(length) else None
         offered = self.header(b"x-request-id")
         good = offered is not None and _REQUEST_ID.fullmatch(offered)
@@ -224,8 +226,9 @@ class Request:
         """Whether a body was declared that has not been taken to its end, and is not held back (`Expect`)."""
         if self.body_taken:
             return False
-        names = {name.lower() for name, _ in self.headers}
-        return b"expect" not in names and (bool(self.content_length) or b"transfer-encoding" in names)
+        if any(name.lower() == b"expect" for name, _ in self.headers):
+            return False
+        return bool(self.content_length) or b"transfer-encoding" in self._picked
 
     async def drop_rest(self) -> None:
         """Take what the client still sends, for a moment, and forget it.

@@ -90,6 +90,17 @@ DESYNCS: dict[str, bytes] = {
     "a GET with a body": framed(b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED).replace(b"POST", b"GET", 1),
 }
 
+
+@pytest.mark.parametrize("kind", ["hypercorn", "hypercorn-trio"])
+@pytest.mark.parametrize("length", [5, 10, 20])
+def test_a_length_beside_a_coding_is_not_the_bodys(kind: Kind, length: int) -> None:
+    """These servers let both through; the coding frames the body then, for the backend as well."""
+    with bench(kind) as made, made.case(json_answer(b'{"id":"x"}')), made.connect() as wire:
+        wire.send(framed(b"Content-Length: %d" % length, TE, body=b"a\r\n0123456789\r\n" + ZERO))
+        assert wire.response().status == 200
+        assert [call.body for call in made.backend.calls] == [b"0123456789"]
+
+
 NOT_ANSWERED = {("uvicorn", "an underscore")}
 """Where the first request is whole and good, and may get through without its answer: uvicorn with httptools answers
 what is malformed behind it, in the same read, and closes."""
