@@ -24,7 +24,7 @@ from backend import (
 )
 from raw_client import connect, request_bytes
 from servers import ALL_KINDS, TOKEN, Kind, Stack, free_port, serve, settings_for, stack
-from wire import Answer, Client, sha256
+from wire import Answer, Client, multipart, sha256
 
 from teesign.testing import fixed_pair
 from teesign_asgi import App
@@ -636,6 +636,43 @@ def test_a_connection_that_was_closed_while_idle(server: Kind) -> None:
         answered = proxy.client.post(CHAT, REQUEST)
         assert (answered.status, answered.json()) == (200, {"id": "fresh"})
         assert [call.body for call in proxy.backend.calls] == [REQUEST, REQUEST]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/audio/transcriptions"])
+def test_a_small_body_of_any_kind_is_sent_again(server: Kind, path: str) -> None:
+    """It is there whole, though it need not be."""
+    body, content_type = multipart(b"speech")
+    with stack(server) as proxy:
+        assert proxy.client.post(CHAT, REQUEST).status == 200
+        stale = proxy.backend.call.connection
+
+        def script(call: Call) -> None:
+            call.read_body()
+            if call.connection is stale:
+                call.close()
+            else:
+                json_answer(b'{"id":"fresh"}')(call)
+
+        proxy.backend.play(script)
+        answered = proxy.client.request("POST", path, body, [content_type])
+        assert (answered.status, answered.json()) == (200, {"id": "fresh"})
+        assert [call.body for call in proxy.backend.calls] == [body, body]
+
+
+@pytest.mark.parametrize("pieces", [0, 3], ids=["of declared length", "in chunks"])
+def test_a_stream_goes_over_a_connection_of_its_own(server: Kind, pieces: int) -> None:
+    """It cannot be sent again, so it must not meet one that has been closed while idle."""
+    if server == "hypercorn-trio":
+        pytest.skip("httpcore's pool opens no connection while it has an idle one")
+    body, content_type = multipart(b"speech" * 20_000)
+    with stack(server, max_audio_request_bytes=1_000_000) as proxy:
+        assert proxy.client.post(CHAT, REQUEST).status == 200
+        kept = proxy.backend.call.connection
+        proxy.backend.play(json_answer(b'{"id":"fresh"}'))
+        answered = proxy.client.request("POST", "/v1/audio/transcriptions", body, [content_type], pieces=pieces)
+        assert answered.status == 200
+        assert proxy.backend.call.body == body
+        assert proxy.backend.call.connection is not kept
 
 
 def test_a_connection_that_has_been_closed_before(server: Kind) -> None:

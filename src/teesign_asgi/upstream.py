@@ -139,8 +139,10 @@ class Backend:
 
         stream = _Whole(content) if isinstance(content, bytes) else content
         for attempt in (1, 2):
-            # Whatever had one idle connection closed may have had them all: `Pool` opens a fresh one when told so.
-            extensions = {"timeout": self._timeouts, "trace": trace, FRESH: attempt == 2}
+            # Whatever had one idle connection closed may have had them all: `Pool` opens a fresh one when told so. Nor
+            # does a stream, which cannot be sent again, go over one that may have ended.
+            fresh = attempt == 2 or stream is content
+            extensions = {"timeout": self._timeouts, "trace": trace, FRESH: fresh}
             request = _Request(method, url, sent, stream, extensions)
             begun = self._clock()
             try:
