@@ -67,6 +67,70 @@ async def test_the_end_of_a_tls_connection_ends_no_response(
     await upstream.aclose()
 
 
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_what_tls_holds_behind_a_response_is_nobodys_answer(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Records that come together are read from the socket together, and from TLS as there is room for them."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 32000\r\nX: "
+    two_records = head + b"x" * (32_768 - 32_000 - len(head) - 4) + b"\r\n\r\n" + b"y" * 32_000
+
+    def script(served: Served) -> None:
+        served.read()
+        served.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        served.send(two_records)
+        served.send(OTHER)
+        served.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        served.wait_until_gone()
+
+    upstream = default_pool(10)
+    with RawBackend(script, answers(OK), context=context) as backend:
+        url = httpcore.URL(scheme=b"https", host=b"127.0.0.1", port=backend.port, target=b"/")
+        assert await fetch(upstream, url) == (200, b"y" * 32_000)
+        assert await fetch(upstream, url) == (200, b"hello")
+        assert len(backend.served) == 2
+    await upstream.aclose()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+@pytest.mark.parametrize("end", ["closes", "sends no more", "reads no more"])
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_a_success_for_a_part_of_the_request_is_none(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    upstream: AsyncRequestInterface,
+    end: str,
+    *,
+    kept: bool,
+) -> None:
+    """It would be signed as the answer to what the backend has not been asked. Nor is the request sent again."""
+
+    def script(served: Served) -> None:
+        if kept:
+            served.answer()
+        served.read()
+        served.send(OK)
+        time.sleep(0.1)  # it is read before a reset takes it away
+        if end == "closes":
+            served.close()
+        elif end == "sends no more":
+            served.socket.shutdown(socket.SHUT_WR)
+        time.sleep(0.7)
+
+    backend = Backend(upstream, silence=0.5, clock=time.monotonic)
+    with RawBackend(script) as raw:
+        if kept:
+            assert await fetch(upstream, raw.url()) == (200, b"hello")
+        with pytest.raises(BackendError):
+            async with backend.respond("POST", raw.url(), [], b"x" * (16 << 20)):
+                pass
+        assert len(raw.served) == 1
+
+
 AGREED: list[tuple[str, bytes, tuple[int, bytes]]] = [
     ("a length", OK, (200, b"hello")),
     ("chunks", CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", (200, b"hello")),
@@ -139,10 +203,13 @@ async def test_a_connection_is_not_used_again(kind: Kind, upstream: AsyncRequest
         assert len(backend.served) == 2
 
 
+FAILURES = (httpcore.ReadError, BrokenResponseError)
+
+
 async def test_a_reset_is_an_error(upstream: AsyncRequestInterface) -> None:
     """Before the response, and within it."""
     for step in (Served.read, lambda served: served.answer(OK[:-1])):
-        with RawBackend(in_turn(step, Served.reset)) as backend, pytest.raises(httpcore.ReadError):
+        with RawBackend(in_turn(step, Served.reset)) as backend, pytest.raises(FAILURES):
             await fetch(upstream, backend.url())
 
 

@@ -15,7 +15,7 @@ looks whether it was too early, so that chunks do not touch it.
 
 A request's body that is there already, and small, goes out with its head. Any other is sent by a task of its own, so
 that a response which comes early is seen: an error stops the sending, anything else waits until all is sent, since
-whoever reads an answer may rely on the question having been asked.
+whoever reads an answer may rely on the question having been asked. If that cannot be, there is no response.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import select
+import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, cast
@@ -32,7 +33,7 @@ import httpcore
 
 from .framing import BrokenResponseError, ResponseParser
 
-__all__ = ["WRITE_SIZE", "Body", "Connection"]
+__all__ = ["WRITE_SIZE", "Body", "Connection", "has_unread_tls"]
 
 HIGH_WATER: Final = 16 * 1024
 """How many bytes of a response wait to be taken before reading stops; one read may go beyond it."""
@@ -62,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_closed: Final = on_closed
         self._loop: Final = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None: not yet, or not any more
-        self._is_tls = False
+        self._tls: ssl.SSLObject | None = None
         self._parser: ResponseParser | None = None  # None: idle
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -71,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._sender: asyncio.Task[None] | None = None
+        self._is_sent = True
         self._poll: Final = select.poll()  # `select.select` knows the first 1024 descriptors only
         self._may_write = asyncio.Event()
         self._may_write.set()
@@ -83,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def has_unread(self) -> bool:
         """Whether something waits that the event loop has not read yet: while idle, nobody's answer, or the end."""
-        return bool(self._poll.poll(0))
+        return bool(self._poll.poll(0)) or (self._tls is not None and has_unread_tls(self._tls))
 
     async def exchange(
         self,
@@ -111,15 +113,18 @@ class Connection(asyncio.BufferedProtocol):
                 and whatever `body` raises. The connection is closed then.
         """
         assert self._transport is not None
-        self._parser = parser = ResponseParser(is_head=is_head, is_tls=self._is_tls)
+        self._parser = parser = ResponseParser(is_head=is_head, is_tls=self._tls is not None)
         self._silence = math.inf if read_timeout is None else read_timeout
         self._transport.write(head)
+        self._is_sent = not body
         if body:
             self._sender = self._loop.create_task(self._send(body, write_timeout))
             self._sender.add_done_callback(lambda _: self._wake())
         try:
             while not parser.status or (parser.status < 300 and self._is_sending()):
                 await self._wait()
+            if parser.status < 300 and not self._is_sent:
+                raise self._error or BrokenResponseError("The backend has not taken all of the request.", "closed")
             await self._stop_sending()
         except BaseException:
             await self._close()
@@ -190,6 +195,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._transport.write(piece)
                     if not self._may_write.is_set():
                         await self._until_taken(write_timeout)
+            self._is_sent = self._transport is not None
         except TimeoutError:
             self._fail(httpcore.WriteTimeout("The backend takes nothing."))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
@@ -257,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class
-        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has
@@ -301,8 +307,8 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 if error is None:
                     parser.end()
-                elif parser.begun and not parser.status:
-                    raise BrokenResponseError("The backend reset the connection within its response's head.", "reset")
+                elif parser.begun:
+                    raise BrokenResponseError("The backend reset the connection within its response.", "reset")
                 else:
                     raise httpcore.ReadError("The backend reset the connection.")
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as failure:
@@ -349,6 +355,20 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a body that is there in pieces, since what a transport is given at once it copies at once."""
     for start in range(0, len(body), WRITE_SIZE):
         yield body[start : start + WRITE_SIZE]
+
+
+def has_unread_tls(tls: ssl.SSLObject) -> bool:
+    """Whether something has been read from a connection's socket that TLS has not handed out: bytes, or the end.
+
+    A byte is lost by looking, so what holds any is not to be used again.
+    """
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError:
+        return True
+    return True
 
 
 def _end_of_limit(due: float, now: float) -> float:

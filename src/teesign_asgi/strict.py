@@ -4,12 +4,13 @@ Theory of operation. httpcore parses with h11, which is content with more than `
 beside chunks, longer heads, any number of interim ones, and, worst, it keeps what came behind a response for the
 beginning of the next one, so that a second response of the backend would reach whoever asks next. Here every byte that
 is read from a connection is also shown to a `ResponseParser`, one for each response. What that one refuses never gets
-to httpcore; and where it says that a connection is not to be used again, httpcore is told that the idle connection is
-readable, which is its own sign for one to be closed. A reset is told apart by whether anything of a response had come,
-since only a request to which nothing came may be sent again.
+to httpcore; and where it says that a connection is not to be used again, or TLS holds more than that response, httpcore
+is told that the idle connection is readable, which is its own sign for one to be closed. A reset is told apart by
+whether anything of a response had come, since only a request to which nothing came may be sent again.
 
 An answer that comes before the request has been sent is read only afterwards, as httpcore does. That something can be
-read would not do as a sign for it: it may be an interim response, after which the backend waits for the rest.
+read would not do as a sign for it: it may be an interim response, after which the backend waits for the rest. httpcore
+reads on where the rest of a request cannot be sent; a success that comes then is none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import httpcore
 
+from .connection import has_unread_tls
 from .framing import BrokenResponseError, ResponseParser
 
 __all__ = ["StrictBackend"]
@@ -56,9 +58,10 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream: Final = stream
-        self._is_tls: Final = stream.get_extra_info("ssl_object") is not None
+        self._tls: Final[ssl.SSLObject | None] = stream.get_extra_info("ssl_object")
         self._parser: ResponseParser | None = None
         self._is_spoilt = False
+        self._is_cut = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
         """Read some bytes; raises `BrokenResponseError` if they do not continue a response, or end before it does."""
@@ -74,6 +77,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         elif self._parser is not None:
             self._parser.feed(data)
             self._parser.take()
+            if self._is_cut and 200 <= self._parser.status < 300:
+                raise BrokenResponseError("The backend has not taken all of the request.", "closed")
             if self._parser.complete:
                 self._is_spoilt = not self._parser.reusable
                 self._parser = None
@@ -82,8 +87,12 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's interface
         """Write bytes. Those after a whole response begin the next request."""
         if self._parser is None:
-            self._parser = ResponseParser(is_head=buffer.startswith(b"HEAD "), is_tls=self._is_tls)
-        await self._stream.write(buffer, timeout)
+            self._parser = ResponseParser(is_head=buffer.startswith(b"HEAD "), is_tls=self._tls is not None)
+        try:
+            await self._stream.write(buffer, timeout)
+        except httpcore.WriteError:
+            self._is_cut = True
+            raise
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -100,6 +109,6 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """Answer as httpcore does, but for a connection that must not be used again."""
-        if info == "is_readable" and self._is_spoilt:
+        if info == "is_readable" and (self._is_spoilt or (self._tls is not None and has_unread_tls(self._tls))):
             return True
         return self._stream.get_extra_info(info)

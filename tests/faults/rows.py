@@ -110,6 +110,7 @@ ROWS: dict[str, Row] = {
             f"{CLIENT}test_a_backend_that_answers_while_the_client_is_sending",
             "test_pool.py::test_an_early_error_is_delivered",
             "test_pool.py::test_an_early_success_waits_for_the_request",
+            "test_pools.py::test_a_success_for_a_part_of_the_request_is_none",
         ),
     ),
     "upload not taken": Row(
@@ -361,6 +362,7 @@ ROWS: dict[str, Row] = {
             "faults/test_backend_faults.py::test_a_second_response_later",
             "test_pool.py::test_what_waits_on_an_idle_connection_is_nobodys_answer",
             "test_pools.py::test_a_connection_is_not_used_again",
+            "test_pools.py::test_what_tls_holds_behind_a_response_is_nobodys_answer",
         ),
     ),
     "6 header injection": Row(
