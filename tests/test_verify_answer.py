@@ -60,7 +60,7 @@ def test_what_is_not_established_is_listed() -> None:
         verify_answer(REQUEST, RESPONSE, FORMS[form], algorithm="ecdsa", address=ADDRESS).not_established
         for form in ("three parts", "full")
     )
-    for word in ("older one", "which path", "status and headers"):
+    for word in ("older one", "method, path and headers", "boundary", "range", "status and headers"):
         assert any(word in item for item in named), word
     assert [item for item in unnamed if item not in named] == ["which model answered: the signed text names none"]
 

@@ -117,7 +117,7 @@ def test_a_server_is_verified(genuine: Stack, collateral: Path, algorithm: Any) 
     result = run(url_of(genuine), "--collateral", collateral, "--algorithm", algorithm)
     assert result.exit_code == 0
     assert marks(result) == [("✓", name) for name in NAMES]
-    for expected in (fixed_pair().identity(algorithm).address, "UpToDate", "pins NOTHING", "weights", "which path"):
+    for expected in (fixed_pair().identity(algorithm).address, "UpToDate", "pins NOTHING", "weights", "method, path"):
         assert expected in result.output
     assert "older one" not in result.output  # a random word was asked with
     assert "PROVES NOTHING" not in result.output

@@ -22,7 +22,8 @@ WHEN_ANSWERED: Final = "when the answer was given: an older one to the same requ
 
 _NEVER_ESTABLISHED: Final = (
     WHEN_ANSWERED,
-    "what is outside of the bodies: to which path the request went, and the answer's status and headers",
+    "the request's method, path and headers: among these the boundary of a multipart body, and a range",
+    "the answer's status and headers",
 )
 _NO_MODEL: Final = "which model answered: the signed text names none"
 

@@ -66,8 +66,9 @@ def verify_exchange(request: bytes, response: bytes, signature: Mapping[str, Any
     3. Each signature of the text is that of the address beside it, and there is one by ECDSA and one by Ed25519.
 
     What it does NOT establish: whose keys these are. For that, attest the server, and compare the addresses returned
-    here with the attested ones, or use `verify_answer`, which does. Nor when the answer was given, to which path the
-    request went, or with which status and headers the answer came: nothing of that is signed.
+    here with the attested ones, or use `verify_answer`, which does. Nor when the answer was given, with which method
+    and headers and to which path the request went, or with which status and headers the answer came: nothing of that is
+    signed.
 
     Args:
         request: the body as it was sent; of a request without a body, its raw target (`path` or `path?query`,
