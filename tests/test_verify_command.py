@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ import certifi
 import httpx
 import pytest
 from authorities import ROOTS, Authority
-from backend import Backend, Call, answer, json_answer
+from backend import Backend, Call, Script, answer, json_answer
 from changes import CHAT, at
 from click.testing import CliRunner, Result
 from far_end import COLLATERAL, GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs
@@ -322,6 +323,40 @@ def test_a_server_that_cannot_be_reached_is_no_failed_check() -> None:
         assert result.exit_code == 3
         assert "unreachable" in result.output
         assert "not reached" in result.output
+
+
+def test_the_systems_reason_is_shown() -> None:
+    """A refused connection is looked for in another place than a name that nobody knows."""
+    assert "(unreachable: [Errno " in run(f"http://127.0.0.1:{free_port()}").output
+
+
+def repeats(start: bytes, name: bytes) -> Script:
+    """Return a script that begins its answer in this way, and goes on with a header of the request."""
+    return lambda call: call.send(start, call.header(name) or b"", b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_a_token_that_a_server_repeats_is_not_shown(start: bytes, options: tuple[str, ...]) -> None:
+    """Where there should be a status line or a header: the library's message has all of it."""
+    with Backend() as server:
+        server.play(repeats(start, b"authorization"))
+        result = run(server.url, *options)
+    assert result.exit_code == 3
+    assert options or "(unreachable: RemoteProtocolError)" in result.output
+    assert TOKEN not in result.output
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_proxys_password_that_it_repeats_is_not_shown(options: tuple[str, ...]) -> None:
+    """Neither is anything else that a proxy says when it refuses; that it is the proxy is."""
+    with Backend() as proxy:
+        proxy.play(repeats(b"HTTP/1.1 407 ", b"proxy-authorization"))
+        address = proxy.url.replace("://", "://user:kanarienvogel@")
+        result = run("https://example.invalid", *options, HTTPS_PROXY=address, https_proxy=None, NO_PROXY=None)
+    assert result.exit_code == 3
+    assert "through a proxy, which refused" in result.output
+    assert b64encode(b"user:kanarienvogel").decode() not in result.output
 
 
 @pytest.mark.parametrize(

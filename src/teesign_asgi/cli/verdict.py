@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -36,6 +36,8 @@ _COLOURS: Final = {"passed": "green", "skipped": "yellow", "failed": "red", "not
 _SIMULATED: Final = """\
 THIS PROVES NOTHING ABOUT ANY MACHINE. The report is simulated: no hardware stands behind it, only the word of whoever
 runs the server, and the policy accepts that. Anybody can pass every check above."""
+
+Kind = TypeVar("Kind", bound=BaseException)
 
 
 class Verdict:
@@ -66,7 +68,7 @@ class Verdict:
         self._found["error"] = {"code": error.code, "step": name or None, "message": str(error), "means": means}
         remaining = _STEPS[len(self._steps) :]
         at_a_step = bool(remaining) and remaining[0].name == name
-        why = f": {error.__cause__}" if error.code == "unreachable" else ""
+        why = f": {_reason_of(error)}" if error.code == "unreachable" else ""
         self._line(
             "failed",
             str(len(self._steps) + 1) if at_a_step else "",
@@ -146,10 +148,23 @@ def _kind_of(error: TeesignError) -> str:
     """Return the error's code, or a closer word for what it is, for its meaning."""
     if isinstance(error, FetchError) and error.status in (401, 403):
         return "refused"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    return error.code if cause is None else "untrusted"
+    return error.code if _behind(error, ssl.SSLCertVerificationError) is None else "untrusted"
+
+
+def _reason_of(error: TeesignError) -> str:
+    """Return why nobody was reached: the system's words, or else the kind of the library's error.
+
+    The library's own words quote what the other side has sent, which may be the token or a proxy's password.
+    """
+    return str(_behind(error, OSError) or type(error.__cause__).__name__)
+
+
+def _behind(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """Return the first of this kind among an error and what has led to it; None if there is none."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, kind):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _can_write(text: str) -> bool:
