@@ -197,10 +197,15 @@ def test_collateral_is_fetched(as_hex: bool) -> None:  # noqa: FBT001 - a row
     assert b"/tdx/certification/v4/tcb?fmspc=00906ED50000" in targets
 
 
+def signed(member: bytes, signature: str = "00" * 64) -> bytes:
+    """Return JSON with this member and a signature."""
+    return b'{%b, "signature": "%b"}' % (member, signature.encode())
+
+
 COLLATERAL_ANSWERS = {
     "/pckcrl": Answer(200, {"sgx-pck-crl-issuer-chain": "c%0A"}, b"\x30\x01"),
-    "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {"a" : 1}, "signature": "00"}'),
-    "/identity": Answer(200, {"sgx-enclave-identity-issuer-chain": "c"}, b'{"enclaveIdentity": {}, "signature": ""}'),
+    "/tcb": Answer(200, {"sgx-tcb-info-issuer-chain": "c"}, signed(b'"tcbInfo": {"a" : 1}')),
+    "/identity": Answer(200, {"sgx-enclave-identity-issuer-chain": "c"}, signed(b'"enclaveIdentity": {}')),
     "/rootcacrl": Answer(404, {}, b""),
     "/IntelSGXRootCA.der": Answer(200, {}, b"\x30\x02"),
 }
@@ -228,7 +233,7 @@ def test_the_roots_revocation_list_comes_from_intel_where_the_service_has_none()
         ("/pckcrl", Answer(200, {}, b"\x30\x01"), "bad_answer"),
         ("/pckcrl", Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"xyz"), "bad_answer"),
         ("/pckcrl", Answer(200, {"sgx-pck-crl-issuer-chain": "c"}, b"ff00"), "bad_answer"),
-        ("/tcb", Answer(200, {}, b'{"tcbInfo": {}, "signature": ""}'), "bad_answer"),
+        ("/tcb", Answer(200, {}, signed(b'"tcbInfo": {}')), "bad_answer"),
         ("/tcb", Answer(200, {"tcb-info-issuer-chain": "c"}, b'{"tcbInfo": {}}'), "bad_answer"),
         ("/identity", Answer(200, {"sgx-enclave-identity-issuer-chain": "c"}, b"<html>"), "bad_answer"),
         ("/identity", Answer(500, {}, b""), "bad_status"),
@@ -241,6 +246,24 @@ def test_a_service_without_collateral_fails_the_fetch(path: str, broken: Answer,
     with pytest.raises(FetchError) as caught:
         collateral_of(COLLATERAL_ANSWERS | {path: broken})
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("signature", ["", "zz", "zz" * 64, "00" * 63, "00" * 65, " " + "00" * 64])
+@pytest.mark.parametrize(("path", "name"), [("/tcb", b"tcbInfo"), ("/identity", b"enclaveIdentity")])
+def test_what_is_no_signature_fails_the_fetch(path: str, name: bytes, signature: str) -> None:
+    """The service sent it: neither did whoever verifies make a mistake, nor is the machine's quote forged."""
+    headers = COLLATERAL_ANSWERS[path].headers
+    with pytest.raises(FetchError, match="signature") as caught:
+        collateral_of(COLLATERAL_ANSWERS | {path: Answer(200, headers, signed(b'"%b": {}' % name, signature))})
+    assert caught.value.code == "bad_answer"
+
+
+@pytest.mark.parametrize("spelt", ["0x" + "ab" * 64, "AB" * 64])
+def test_a_signature_in_any_hex_is_one(spelt: str) -> None:
+    """The check of the quote takes one spelling only."""
+    body = signed(b'"tcbInfo": {}', spelt)
+    answers = COLLATERAL_ANSWERS | {"/tcb": Answer(200, COLLATERAL_ANSWERS["/tcb"].headers, body)}
+    assert collateral_of(answers)["tcb_info_signature"] == "ab" * 64
 
 
 @given(bodies=st.lists(st.binary(max_size=40) | st.just(b"\x30"), min_size=5, max_size=5), chain=st.text(max_size=5))

@@ -371,6 +371,15 @@ def test_a_server_that_has_no_report_cannot_be_verified(status: int, body: bytes
     assert f"({code})" in result.output
 
 
+@pytest.mark.parametrize("part", ["tcb_info_signature", "qe_identity_signature"])
+def test_a_service_without_collateral_is_no_mistake_of_the_users(genuine: Stack, part: str) -> None:
+    """What it sends is no file of theirs, and no failed check either."""
+    with pccs({**COLLATERAL, part: "zz"}) as service:
+        result = run(url_of(genuine), "--pccs", service.url)
+    assert result.exit_code == 3
+    assert "(bad_answer)" in result.output
+
+
 def says_nothing(call: Call) -> None:
     """Wait; who gives up may leave the connection to end by itself."""
     call.connection.gone.wait(5)

@@ -26,6 +26,7 @@ INTEL_PCS: Final = "https://api.trustedservices.intel.com"
 _ROOT_REVOCATIONS: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 _WHAT: Final = "Intel's collateral"
 _DER_SEQUENCE: Final = b"\x30"
+_SIGNATURE_LENGTH: Final = 64
 
 
 class _Collateral(msgspec.Struct, frozen=True):
@@ -124,12 +125,17 @@ def _revocation_list(answer: Answer) -> str:
 
 
 def _signed(answer: Answer, name: str) -> tuple[str, str]:
-    """Return a member of a JSON object as it was written, since that is what was signed, and its signature."""
+    """Return a member of a JSON object as it was written, since that is what was signed, and its signature in hex."""
     try:
         members = decode(answer.body, dict[str, msgspec.Raw])
-        return bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
+        member, written = bytes(members[name]).decode(), msgspec.json.decode(members["signature"], type=str)
     except (*UNDECODABLE, KeyError) as error:
         raise FetchError(f"{_WHAT} is not the JSON that it should be.", code="bad_answer") from error
+    signature = unhex(written, _SIGNATURE_LENGTH)
+    if signature is None:
+        # `verify_quote` would take it for a mistake of the caller's, or for a forged quote.
+        raise FetchError(f"{_WHAT} lacks a signature.", code="bad_answer")
+    return member, signature.hex()
 
 
 def _chain(answer: Answer, *names: str) -> str:
