@@ -182,12 +182,20 @@ class Intel:
         self._attestation = ec.generate_private_key(ec.SECP256R1())
         self._status = status
 
-    def quote(self, report_data: bytes, *, attributes: int = SEPT_VE_DISABLE) -> Quote:
-        """Return a quote of version 4 over these 64 bytes, with the event log of the simulated one."""
+    def quote(self, report_data: bytes, *, attributes: int = SEPT_VE_DISABLE, module: bytes = b"\0\0") -> Quote:
+        """Return a quote of version 4 over these 64 bytes, with the event log of the simulated one.
+
+        Args:
+            report_data: what it is over.
+            attributes: of the machine.
+            module: security version and version of the TDX module; identities in collateral are for versions from 1 on.
+        """
         template = fixed_quote(report_data)
         body = bytearray(parse_quote(template.quote).signed_part[48:])
         start, length = BODY_FIELDS["td_attributes"]
         body[start : start + length] = attributes.to_bytes(length, "little")
+        start, _ = BODY_FIELDS["tee_tcb_svn"]
+        body[start : start + len(module)] = module
         header = bytearray(template.quote[:48])
         header[12:28] = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
         signed = bytes(header + body)

@@ -333,6 +333,21 @@ def test_a_revoked_certificate_has_a_code_of_its_own(whose: str) -> None:
 
 
 LEVEL = json.loads(COLLATERAL["qe_identity"])["tcbLevels"][0]
+NEWER = {"tcbLevels": [LEVEL | {"tcb": {"isvsvn": 5}}]}
+MODULE = {"id": "TDX_01", "mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [("tcb_info", {"tdxModuleIdentities": [MODULE | NEWER]}), ("qe_identity", NEWER)],
+    ids=["module", "enclave"],
+)
+def test_a_machine_older_than_all_that_intel_lists_has_a_code_of_its_own(part: str, changes: dict[str, Any]) -> None:
+    """Its TDX module or its quoting enclave has to be updated: the quote is as genuine as any."""
+    quote = INTEL.quote(bytes(64), module=b"\4\1").quote
+    with pytest.raises(VerificationError) as caught:
+        verify_quote(quote, INTEL.collateral_with(part, **changes), Policy(), now=NOW, root=INTEL.root.der)
+    assert caught.value.code == "tcb_unknown"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,11 @@ from .policy import Policy
 __all__ = ["VerifiedTcb", "verify_quote"]
 
 _REASONS: Final = (
-    (r"No matching TCB level found", "tcb_unknown", "Intel knows no state of this machine: its firmware is too old."),
+    (
+        r"No matching TCB level found|(TDX module|QE) ISVSVN \d+ is below minimum required( \d+)? from [\w ]+",
+        "tcb_unknown",
+        "Intel knows no state of this machine: its firmware, TDX module or quoting enclave is too old.",
+    ),
     (
         r"(TCBInfo|QE Identity) (expired|issue date is in the future)|(C(rl|ert)Expired|CertNotValidYet) \{.*\}",
         "collateral_expired",
