@@ -416,6 +416,16 @@ def test_trouble_is_told_apart_from_failed_checks(server: Backend, trouble: str,
     assert error.code == code
 
 
+@pytest.mark.parametrize("location", [b"http://xn--a/", b"http://xn--canary-9/", b"mailto:canary", b"http://[::1"])
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_redirect_to_no_address_is_the_servers_fault(server: Backend, family: Any, location: bytes) -> None:
+    """Nobody follows it, but httpx looks where it leads: its errors, which quote that, look like a wrong address."""
+    server.play(answer(307, b"", b"location: " + location))
+    error = failure(attesting(url_of(server), trust()), family=family)
+    assert isinstance(error, FetchError)
+    assert (error.code in {"unreachable", "bad_status"}, "canary" in str(error)) == (True, False)
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.anyio
 async def test_trouble_is_the_same_asynchronously(server: Backend, trouble: str) -> None:
@@ -675,7 +685,12 @@ def test_a_server_without_reports_is_told_where_they_were_looked_for(server: Bac
 
 @pytest.mark.parametrize(
     ("url", "code"),
-    [("http://127.0.0.1:1", "unreachable"), ("ftp://127.0.0.1", "unreachable"), ("http://a\0b", "bad_url")],
+    [
+        ("http://127.0.0.1:1", "unreachable"),
+        ("ftp://127.0.0.1", "unreachable"),
+        ("http://a\0b", "bad_url"),
+        ("http://xn--a", "bad_url"),
+    ],
 )
 def test_addresses_that_lead_nowhere(url: str, code: str) -> None:
     """Nobody listens, or it is no address; no message has the token."""

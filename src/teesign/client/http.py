@@ -226,7 +226,11 @@ def _request(family: ModuleType, question: Question, limit: float) -> Any:
         headers["content-type"] = "application/json"
     method = "GET" if question.body is None else "POST"
     limits = {**dict.fromkeys(("connect", "read", "write"), limit), "pool": _POOL_SHARE * limit}
-    return family.Request(method, question.url, headers=headers, content=question.body, extensions={"timeout": limits})
+    extensions = {"timeout": limits}
+    try:
+        return family.Request(method, question.url, headers=headers, content=question.body, extensions=extensions)
+    except (family.InvalidURL, UnicodeError) as error:
+        raise FetchError(f"The address for {question.what} is no URL.", code="bad_url") from error
 
 
 def _last_use(question: Question, response: Any, close: Callable[[Any], Any]) -> Any:
@@ -265,8 +269,7 @@ def _failures(family: ModuleType, question: Question) -> Iterator[None]:
         ) from error
     except family.TimeoutException as error:
         raise _late(question) from error
-    except (family.TransportError, OSError) as error:
+    except (family.TransportError, family.InvalidURL, UnicodeError, OSError) as error:
+        # httpx looks where a redirect leads, though nobody follows it: that is no URL, or has a name that is none.
         way = " through a proxy, which refused" if isinstance(error, family.ProxyError) else ""
         raise FetchError(f"Could not fetch {question.what} from {question.host}{way}.", code="unreachable") from error
-    except family.InvalidURL as error:
-        raise FetchError(f"The address for {question.what} is no URL.", code="bad_url") from error
