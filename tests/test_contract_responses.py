@@ -24,7 +24,7 @@ from backend import (
 )
 from raw_client import connect, request_bytes
 from servers import ALL_KINDS, TOKEN, Kind, Stack, free_port, serve, settings_for, stack
-from wire import Answer, Client, multipart, sha256
+from wire import Answer, Client, chunks_of, multipart, sha256
 
 from teesign.testing import fixed_pair
 from teesign_asgi import App
@@ -659,20 +659,24 @@ def test_a_small_body_of_any_kind_is_sent_again(server: Kind, path: str) -> None
         assert [call.body for call in proxy.backend.calls] == [body, body]
 
 
-@pytest.mark.parametrize("pieces", [0, 3], ids=["of declared length", "in chunks"])
-def test_a_stream_goes_over_a_connection_of_its_own(server: Kind, pieces: int) -> None:
+@pytest.mark.parametrize("chunked_body", [False, True], ids=["of declared length", "in chunks"])
+def test_a_stream_goes_over_a_connection_of_its_own(server: Kind, *, chunked_body: bool) -> None:
     """It cannot be sent again, so it must not meet one that has been closed while idle."""
     if server == "hypercorn-trio":
         pytest.skip("httpcore's pool opens no connection while it has an idle one")
-    body, content_type = multipart(b"speech" * 20_000)
-    with stack(server, max_audio_request_bytes=1_000_000) as proxy:
+    body, content_type = multipart(b"speech" * 500)
+    framing = ("Transfer-Encoding", "chunked") if chunked_body else ("Content-Length", str(len(body)))
+    data = chunks_of(body, 100) if chunked_body else body
+    with stack(server) as proxy:
         assert proxy.client.post(CHAT, REQUEST).status == 200
-        kept = proxy.backend.call.connection
+        kept = proxy.backend.next_call().connection
         proxy.backend.play(json_answer(b'{"id":"fresh"}'))
-        answered = proxy.client.request("POST", "/v1/audio/transcriptions", body, [content_type], pieces=pieces)
-        assert answered.status == 200
-        assert proxy.backend.call.body == body
-        assert proxy.backend.call.connection is not kept
+        with proxy.client.open("POST", "/v1/audio/transcriptions", [content_type, framing], data[:500]) as upload:
+            call = proxy.backend.next_call()
+            upload.send(data[500:])
+            assert upload.answer().status == 200
+        assert call.body == body
+        assert call.connection is not kept
 
 
 def test_a_connection_that_has_been_closed_before(server: Kind) -> None:

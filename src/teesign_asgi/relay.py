@@ -2,8 +2,8 @@
 
 Theory of operation. A relay runs through these steps, and only forward:
 
-    1. take the body: whole for JSON (it must be checked) and where it is small, as a stream otherwise, and not at all
-       where none belongs
+    1. take the body: whole for JSON (it must be checked) and where it comes at once, as a stream otherwise, and not at
+       all where none belongs
     2. send it to the backend, and wait for the head of the response
     3. decide from the head: relay as it is, re-wrap an error, or run the body through an `Exchange`
     4. pass the body on, chunk by chunk; when the exchange is signed, store that BEFORE the bytes it returned go out
@@ -43,9 +43,6 @@ __all__ = ["Outcome", "Relay"]
 
 MAX_ERROR_BODY: Final = 64 * 1024
 """How many bytes of a backend's error are looked at. Some echo the request, of whatever size."""
-
-SMALL_BODY: Final = 64 * 1024
-"""How many bytes of a body are taken before the backend is asked: what is there whole can be sent once more."""
 
 LINGER: Final = 0.25
 """Seconds that the backend gets to finish a response that the client has whole, so that its connection stays usable."""
@@ -188,15 +185,13 @@ class Relay:
             request.leave_body()
             await ask_backend(b"")
             return
-        if request.content_length is not None and request.content_length <= SMALL_BODY:
-            body = await request.read(limit)
-            exchange.receive_request(body)
-            await ask_backend(body)
-            return
         async with aclosing(request.chunks(limit)) as chunks:
             first = await anext(chunks, b"")
-            if not first:
-                await ask_backend(b"")
+            if not request.body_taken and request.body_size == request.content_length:
+                first += await anext(chunks, b"")  # that was all, and the server has yet to say so
+            if request.body_taken:  # it can be sent again
+                exchange.receive_request(first)
+                await ask_backend(first)
                 return
             headers.append(_framing(request))
             async with aclosing(_hashed(request, first, chunks, exchange)) as content:
