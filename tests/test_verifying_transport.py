@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.lowlevel
@@ -378,6 +379,45 @@ def test_errors_and_redirects_pass(server: Stack, status: int) -> None:
         response = ask.post(url_of(server), json={})
     assert (response.status_code, "teesign" in response.extensions) == (status, False)
     assert server.backend.call.target == b"/v1/chat/completions"
+
+
+def switch_protocols(call: Call) -> None:
+    """Answer as to a websocket, with a message behind it."""
+    call.send(head(101, b"connection: upgrade", b"upgrade: websocket"), b"\x81\x06forged")
+
+
+WEBSOCKET = {"connection": "upgrade", "upgrade": "websocket"}
+
+
+@pytest.mark.parametrize("path", ["/v1/realtime", "/v1/models"])
+def test_no_other_protocol_is_handed_out(server: Stack, path: str) -> None:
+    """Nobody signs what goes over a websocket, so that anybody in between could answer in it."""
+    inner = TwoEnds()
+    with Backend() as impostor, client(inner=inner) as ask:
+        impostor.play(switch_protocols)
+        inner.port = urlsplit(impostor.url).port
+        with (
+            pytest.raises(VerificationError) as caught,
+            ask.stream("GET", url_of(server, path), headers=WEBSOCKET) as response,
+        ):
+            pytest.fail(f"the program was given {response.extensions['network_stream'].read(100)!r}")
+        assert caught.value.code == "protocol_switched"
+        impostor.call.wait_until_gone()
+
+
+@pytest.mark.anyio
+async def test_no_other_protocol_is_handed_out_asynchronously(server: Stack) -> None:
+    """On both event loops."""
+    inner = AsyncTwoEnds()
+    with Backend() as impostor:
+        impostor.play(switch_protocols)
+        inner.port = urlsplit(impostor.url).port
+        async with async_client(httpx2, inner=inner) as ask:
+            with pytest.raises(VerificationError) as caught:
+                async with ask.stream("GET", url_of(server, "/v1/realtime"), headers=WEBSOCKET):
+                    pytest.fail("the program was given a stream")
+            assert caught.value.code == "protocol_switched"
+            await anyio.to_thread.run_sync(impostor.call.wait_until_gone)
 
 
 def test_who_follows_a_redirect_ends_at_a_verified_answer(server: Stack) -> None:

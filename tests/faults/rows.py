@@ -513,6 +513,7 @@ ROWS: dict[str, Row] = {
             "test_verifying_transport.py::test_the_answer_to_a_request_that_was_not_sent_does_not_verify",
             "test_verifying_transport.py::test_a_redirect_does_not_lead_around_the_check",
             "test_verifying_transport.py::test_no_charset_hides_an_end",
+            "test_verifying_transport.py::test_no_other_protocol_is_handed_out",
         ),
         FAR_END,
     ),

@@ -7,7 +7,7 @@ through these steps:
 
     1. attest the server, if that has not been done within `max_age`; nothing is sent to one that is not attested
     2. send the request, and hash it as it goes; ask for identity encoding, so that what is signed is what is read
-    3. let pass what is not signed by contract, and what is not 2xx
+    3. let pass what is not signed by contract, and what is not 2xx; but no switch to another protocol
     4. hash the response as it comes, and hold back what `ObservedExchange` says
     5. when it is whole, fetch its signature, and check it against the attested key
     6. release what was held back
@@ -256,8 +256,8 @@ class VerifyingTransport(_Configured, _Transport):
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
             `verify_report` and `verify_answer`: `signature_missing`, `answer_incomplete`, `request_incomplete`,
-            `request_changed`, `encoded_answer`, `stream_hash_mismatch`, `tls_key_missing`, `tls_key_not_bound`,
-            `tls_key_mismatch` and `quote_without_certificate`.
+            `request_changed`, `encoded_answer`, `protocol_switched`, `stream_hash_mismatch`, `tls_key_missing`,
+            `tls_key_not_bound`, `tls_key_mismatch` and `quote_without_certificate`.
         FetchError: what the check needs could not be fetched.
         UsageError: `bad_authorization` if the request's `Authorization` cannot be sent.
     """

@@ -25,6 +25,8 @@ request what was asked if its answer has to be verified."""
 _OTHER_KEYS: Final = frozenset(("identity_mismatch", "tls_key_mismatch"))
 """What a server fails with that was started anew with other keys."""
 
+_SWITCHING_PROTOCOLS: Final = 101
+
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 """Event streams have no other charset (HTML standard, section 9.2.5)."""
 
@@ -117,10 +119,21 @@ class Verifier:
     def start(
         self, exchange: ObservedExchange, request: Any, response: Any, server: Server, attestation: Attestation
     ) -> bool:
-        """Look at the head of a response, and tell whether the response has to be verified."""
+        """Look at the head of a response, and tell whether the response has to be verified.
+
+        Raises:
+            VerificationError: `tls_key_mismatch`; `encoded_answer`; `protocol_switched` if a raw stream follows, of
+                which nothing could be checked.
+        """
         if attestation.spki_sha256 is not None:
             with self.relying_on(server):
                 check_tls_key(response, attestation.spki_sha256)
+        if response.status_code == _SWITCHING_PROTOCOLS:
+            raise VerificationError(
+                "The answer switches to another protocol, as for a websocket, in which nothing is signed: use a client "
+                "without this transport for that.",
+                code="protocol_switched",
+            )
         if EXTENSION not in request.extensions or not response.is_success:
             return False
         exchange.start_response(response.headers)

@@ -88,6 +88,7 @@ _BY_CODE: Final = {
     "request_incomplete": "The server cannot have seen the whole request when it answered: ask again.",
     "request_changed": "A redirect, which nobody signs, led to another question than the one that was asked.",
     "encoded_answer": "A server in between has changed the answer's bytes.",
+    "protocol_switched": "The answer is to go on in a protocol in which nothing is signed, such as that of websockets.",
     "bad_signature_answer": _NO_REPORT,
     "bad_text": _NO_REPORT,
     "request_hash_mismatch": "The machine was asked something else: the request was changed on its way.",
