@@ -137,6 +137,36 @@ async def test_it_does_so_asynchronously_too(server: Stack, family: Any) -> None
         assert "teesign" in (await ask.post(url_of(server), json={})).extensions
 
 
+def test_one_transport_serves_both_libraries(server: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each does its own I/O, trusting the authorities that it trusts by itself, and relies on the same attestation."""
+    results: list[VerifiedResponse] = []
+    contexts: list[Any] = []
+
+    def note(make: Any) -> Any:
+        contexts.append(make)
+        return make()
+
+    monkeypatch.setattr(httpx, "create_ssl_context", partial(note, httpx.create_ssl_context))
+    monkeypatch.setattr(httpx2, "create_ssl_context", partial(note, httpx2.create_ssl_context))
+    with VerifyingTransport(trust(), clock=clock, verified=results.append) as shared:
+        for family in (httpx, httpx2, httpx):
+            with_shared: Any = family.Client(transport=shared, headers=HEADERS)
+            with_shared.post(url_of(server), json={})
+    assert (len(results), len(contexts), len(set(contexts))) == (3, 2, 2)
+    assert results[0].attestation is results[1].attestation is results[2].attestation
+
+
+@pytest.mark.anyio
+async def test_one_transport_serves_both_libraries_asynchronously(server: Stack) -> None:
+    """On both event loops."""
+    results: list[VerifiedResponse] = []
+    async with AsyncVerifyingTransport(trust(), clock=clock, verified=results.append) as shared:
+        for family in (httpx, httpx2, httpx):
+            with_shared: Any = family.AsyncClient(transport=shared, headers=HEADERS)
+            await with_shared.post(url_of(server), json={})
+    assert len(results) == 3
+
+
 @pytest.mark.parametrize("family", [httpx, httpx2])
 def test_a_proxy_that_is_given_to_the_transport_can_forge_nothing(
     server: Stack, middle: MiddleMan, family: Any

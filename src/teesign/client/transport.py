@@ -139,8 +139,8 @@ class _Configured:
             monotonic=monotonic,
         )
         self._given: Final = transport
-        self._made: Final[dict[tuple[bytes | None, bool], Any]] = {}
-        self._context: ssl.SSLContext | None = None
+        self._made: Final[dict[tuple[ModuleType, bytes | None, bool], Any]] = {}
+        self._contexts: Final[dict[ModuleType, ssl.SSLContext]] = {}  # the libraries do not trust the same authorities
         self._limit: Final = limit
         self._attempts: Final[dict[str, _Attempt]] = {}  # to attest a server, by its URL, while it is under way
         self._lock: Final = threading.Lock()  # for making what threads share
@@ -153,9 +153,9 @@ class _Configured:
 
         There is one for requests and one for questions, since streams hold their connections until their signatures
         have come: of one pool they could take all. And there are two for each TLS key that is attested, since
-        connections that are older than a renewed key end at the old one, which a pool does not know. A report that
-        binds the key is asked for over a connection made for it; its transport is not kept, and need not be closed,
-        since that connection ends with the answer.
+        connections that are older than a renewed key end at the old one, which a pool does not know. Each library has
+        its own. A report that binds the key is asked for over a connection made for it; its transport is not kept, and
+        need not be closed, since that connection ends with the answer.
 
         Args:
             family: httpx or httpx2.
@@ -165,12 +165,12 @@ class _Configured:
         if self._given is not None:
             return self._given
         with self._lock:
-            if self._context is None:
-                self._context = family.create_ssl_context()  # once, since it reads all authorities' certificates
-            make = partial(getattr(family, self._own), verify=self._context, proxy=self._proxy)
+            if family not in self._contexts:
+                self._contexts[family] = family.create_ssl_context()  # once, since it reads all their certificates
+            make = partial(getattr(family, self._own), verify=self._contexts[family], proxy=self._proxy)
             if question is not None and question.alone:
                 return make()
-            use = (spki_sha256, question is None)
+            use = (family, spki_sha256, question is None)
             if use not in self._made:
                 self._made[use] = make()
             return self._made[use]
