@@ -15,7 +15,7 @@ from support import PLACES, cut
 from teesign import Challenge, FetchError, VerificationError, signed_text
 from teesign.client import Answer, Attestation, Question, Server, attest, run
 from teesign.client.bodies import SentBody
-from teesign.client.observed import ObservedExchange, is_signed
+from teesign.client.observed import MAX_HELD, ObservedExchange, is_signed
 from teesign.testing import fixed_evidence, fixed_pair, fixed_quote
 from teesign.verify.policy import UnsafeSimulatedPolicy
 from teesign_asgi.routes import ENDPOINTS
@@ -48,9 +48,9 @@ def signature(request: bytes, response: bytes) -> bytes:
     return msgspec.json.encode(PAIR.sign(text).answer())
 
 
-def exchange(**headers: str) -> ObservedExchange:
+def exchange(*, max_held: int = MAX_HELD, **headers: str) -> ObservedExchange:
     """Return an exchange whose request was sent, and whose response has this head."""
-    observed = ObservedExchange(b"/v1/x?y", has_body=True)
+    observed = ObservedExchange(b"/v1/x?y", has_body=True, max_held=max_held)
     observed.start_request()
     observed.send(b"request")
     observed.end_request()
@@ -140,6 +140,26 @@ def test_anything_else_waits_until_it_is_whole(body: bytes, places: list[int]) -
     assert not any(observed.receive(chunk) for chunk in cut(body, places))
     assert (observed.end(), observed.whole, observed.signature_id) == (body, True, "sig-1")
     observed.check(signature(b"request", body), ATTESTATION)
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "audio/wav"])
+@pytest.mark.parametrize("piece", [1, 7, 200])
+def test_what_is_held_back_is_limited(content_type: str, piece: int) -> None:
+    """To the byte, however it comes; the message says how to have more, and quotes nothing."""
+    waiting = b"[DONE]" + b"canary" * 10
+    observed = exchange(max_held=len(waiting), content_type=content_type)
+    for start in range(0, len(waiting), piece):
+        assert observed.receive(waiting[start : start + piece]) == b""
+    with pytest.raises(FetchError, match=r"66 bytes.*max_held=") as caught:
+        observed.receive(b"x")
+    assert (caught.value.code, "canary" in str(caught.value)) == ("too_large", False)
+
+
+def test_what_passes_is_not_limited() -> None:
+    """A stream may have any length, and its last event any that a reader takes."""
+    observed = exchange(max_held=10, content_type="text/event-stream")
+    stream = EVENT * 10 + ENDINGS[0]
+    assert observed.receive(stream) == stream
 
 
 @pytest.mark.parametrize(

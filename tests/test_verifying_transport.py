@@ -1046,6 +1046,53 @@ async def test_a_streams_end_is_found_asynchronously(
     assert "teesign" in response.extensions
 
 
+SPEAKS_OF_THE_END = b'data: {"text":"[DONE]"}\n\n'
+
+
+def goes_on(content_type: bytes) -> Script:
+    """Return a script that sends more and more, behind `[DONE]` in the text of an event, until the client is gone."""
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, b"content-type: " + content_type, b"transfer-encoding: chunked"))
+        call.send(chunked(SPEAKS_OF_THE_END, end=False))
+        for _ in range(1000):
+            if call.connection.gone.wait(0.001):
+                return
+            call.send(chunked(EVENTS[0] * 10, end=False))
+        call.send(chunked())
+
+    return script
+
+
+@pytest.mark.parametrize("content_type", [b"text/event-stream", b"audio/wav"])
+def test_no_answer_fills_the_memory(server: Stack, content_type: bytes) -> None:
+    """What would have to be held back beyond the limit is an error, and the connection is closed."""
+    inner = TwoEnds()
+    with Backend() as endless, client(inner=inner, max_held=10_000) as ask:
+        endless.play(goes_on(content_type))
+        inner.port = urlsplit(endless.url).port
+        with pytest.raises(FetchError, match="max_held") as caught:
+            ask.post(url_of(server), json={})
+        assert caught.value.code == "too_large"
+        endless.call.wait_until_gone()
+
+
+@pytest.mark.parametrize("content_type", [b"text/event-stream", b"audio/wav"])
+@pytest.mark.anyio
+async def test_no_answer_fills_the_memory_asynchronously(server: Stack, content_type: bytes) -> None:
+    """On both event loops."""
+    inner = AsyncTwoEnds()
+    with Backend() as endless:
+        endless.play(goes_on(content_type))
+        inner.port = urlsplit(endless.url).port
+        async with async_client(httpx2, inner=inner, max_held=10_000) as ask:
+            with pytest.raises(FetchError, match="max_held") as caught:
+                await ask.post(url_of(server), json={})
+            assert caught.value.code == "too_large"
+            await anyio.to_thread.run_sync(endless.call.wait_until_gone)
+
+
 class Pieces(httpx.AsyncByteStream):
     """A body that is no generator: it has nothing but the two methods that the library asks for."""
 

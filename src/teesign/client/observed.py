@@ -11,7 +11,7 @@ of the response as they come, and hands back the ones that may go on to the prog
 
 When `whole` has become true, `check` has to pass before what the same call returned goes on. A response that ends
 without becoming whole was never signed. Only answers with a status of 200 to 299 are; what is not signed, by the wire
-contract, does not come here: see `is_signed`.
+contract, does not come here: see `is_signed`. What waits is limited, since anybody on the way can send without end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from ..errors import VerificationError
+from ..errors import FetchError, VerificationError
 from ..identifiers import read_id
 from ..sse import EventStreamScanner
 from ..text import signed_target
@@ -30,7 +30,10 @@ from ..verify.answer import VerifiedAnswer, verify_answer_digests
 from .flow import decode_object, host_of
 from .server import Attestation
 
-__all__ = ["ObservedExchange", "VerifiedResponse", "is_signed"]
+__all__ = ["MAX_HELD", "ObservedExchange", "VerifiedResponse", "is_signed"]
+
+MAX_HELD: Final = 256 * 1024 * 1024
+"""Most bytes of one response that are held back until it has been verified."""
 
 _UNSIGNED: Final = frozenset(
     (
@@ -94,6 +97,7 @@ class ObservedExchange:
         target: the request's raw target, which stands for the body of a request without one.
         has_body: whether the request has a body, by its headers. Until `end_request` is called it has not been sent
             then, also where nothing of it ever was.
+        max_held: most bytes of the response that are held back until it is whole.
 
     Attributes:
         whole: whether the response is whole; then it has to be checked before the bytes just returned go on.
@@ -102,8 +106,8 @@ class ObservedExchange:
     """
 
     __slots__ = (
-        "_collected",
         "_held",
+        "_max_held",
         "_request",
         "_request_ended",
         "_request_is_empty",
@@ -114,15 +118,15 @@ class ObservedExchange:
         "whole",
     )
 
-    def __init__(self, target: bytes, *, has_body: bool) -> None:
+    def __init__(self, target: bytes, *, has_body: bool, max_held: int = MAX_HELD) -> None:
         self._target = signed_target(target)
         self._request = sha256()
         self._request_is_empty = True
         self._request_ended = not has_body
         self._response = sha256()
         self._scanner: EventStreamScanner | None = None
-        self._collected: list[bytes] = []
-        self._held = bytearray()  # what waits of an event stream: from its first [DONE] on
+        self._max_held = max_held
+        self._held = bytearray()  # what waits: an event stream from its first [DONE] on, all of anything else
         self.signature_id: str | None = None
         self.whole = False
 
@@ -169,11 +173,23 @@ class ObservedExchange:
             self._scanner = EventStreamScanner()
 
     def receive(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the response, as they came, and return those that may go on."""
+        """Take the next bytes of the response, as they came, and return those that may go on.
+
+        Raises:
+            FetchError: `too_large` if more would have to be held back than may be.
+        """
         if self._scanner is None:
-            self._collected.append(chunk)
-            return b""
-        return self._pass(self._scanner.feed(chunk))
+            self._held += chunk
+            passed = b""
+        else:
+            passed = self._pass(self._scanner.feed(chunk))
+        if len(self._held) > self._max_held:
+            raise FetchError(
+                f"More than {self._max_held} bytes of the answer would have to wait until it has been verified: give "
+                "the transport a larger max_held=, if answers can be that long.",
+                code="too_large",
+            )
+        return passed
 
     def end(self) -> bytes:
         """Say that the response ended as its framing declared, and return the rest of it.
@@ -182,7 +198,8 @@ class ObservedExchange:
             VerificationError: `answer_incomplete` if it is an event stream without its terminator.
         """
         if self._scanner is None:
-            body = b"".join(self._collected)
+            body = bytes(self._held)
+            self._held.clear()
             self._response.update(body)
             self.whole = True
             if self.signature_id is None:

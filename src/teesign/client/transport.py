@@ -46,7 +46,7 @@ from ..verify.policy import Policy
 from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
 from .flow import Answer, Question, run, run_async
 from .http import TIME_LIMIT, ask, ask_async, family_of
-from .observed import ObservedExchange, VerifiedResponse
+from .observed import MAX_HELD, ObservedExchange, VerifiedResponse
 from .server import Attestation, Server, Trust
 from .verifier import Verifier
 
@@ -116,6 +116,7 @@ class _Configured:
         verified: Callable[[VerifiedResponse], None] = lambda _: None,
         max_age: float = MAX_AGE,
         limit: float = TIME_LIMIT,
+        max_held: int = MAX_HELD,
         random: Callable[[int], bytes] = secrets.token_bytes,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -142,6 +143,7 @@ class _Configured:
         self._made: Final[dict[tuple[ModuleType, bytes | None, bool], Any]] = {}
         self._contexts: Final[dict[ModuleType, ssl.SSLContext]] = {}  # the libraries do not trust the same authorities
         self._limit: Final = limit
+        self._max_held: Final = max_held
         self._attempts: Final[dict[str, _Attempt]] = {}  # to attest a server, by its URL, while it is under way
         self._lock: Final = threading.Lock()  # for making what threads share
 
@@ -245,6 +247,8 @@ class VerifyingTransport(_Configured, _Transport):
         max_age: seconds that an attestation serves.
         limit: seconds that it may take to fetch a report, a signature, or one part of the collateral, asking a busy
             server again included. One that takes longer keeps a thread and a connection, see `teesign.client.http.ask`.
+        max_held: most bytes of one answer that are held back until it has been verified: of an event stream from its
+            first `[DONE]` on, of anything else all.
         random: returns that many unpredictable bytes, for nonces.
         clock: seconds since 1970, UTC, at which collateral and certificates must be valid.
         monotonic: seconds on a clock that is never set, for `max_age`.
@@ -258,7 +262,8 @@ class VerifyingTransport(_Configured, _Transport):
             `verify_report` and `verify_answer`: `signature_missing`, `answer_incomplete`, `request_incomplete`,
             `request_changed`, `encoded_answer`, `protocol_switched`, `stream_hash_mismatch`, `tls_key_missing`,
             `tls_key_not_bound`, `tls_key_mismatch` and `quote_without_certificate`.
-        FetchError: what the check needs could not be fetched.
+        FetchError: what the check needs could not be fetched; `too_large` also if more than `max_held` bytes of the
+            answer would have to be held back.
         UsageError: `bad_authorization` if the request's `Authorization` cannot be sent.
     """
 
@@ -282,7 +287,7 @@ class VerifyingTransport(_Configured, _Transport):
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = self._attest(server, ask_server)
         send = self._transport(family, attestation.spki_sha256).handle_request
-        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
+        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
 
@@ -349,7 +354,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = await self._attest(server, ask_server)
         send = self._transport(family, attestation.spki_sha256).handle_async_request
-        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request))
+        exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
 
