@@ -1440,6 +1440,76 @@ async def test_no_request_fails_for_a_renewed_tls_key_asynchronously(
                     assert "teesign" in (await ask.post(fronts.url(), json={})).extensions
 
 
+def note_closed(monkeypatch: pytest.MonkeyPatch, family: Any) -> list[Any]:
+    """Return a list that the library's own transports are put into when they are closed."""
+    closed: list[Any] = []
+
+    class Noted(family.HTTPTransport):  # type: ignore[misc]  # of either library
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    class AsyncNoted(family.AsyncHTTPTransport):  # type: ignore[misc]  # of either library
+        async def aclose(self) -> None:
+            closed.append(self)
+            await super().aclose()
+
+    monkeypatch.setattr(family, "HTTPTransport", Noted)
+    monkeypatch.setattr(family, "AsyncHTTPTransport", AsyncNoted)
+    make_other_transports(monkeypatch, family)
+    return closed
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_connections_to_a_renewed_tls_key_are_closed(
+    fronts: Fronts, family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can go over them any more; but what is open over them is read to its end, and verified, first."""
+    closed = note_closed(monkeypatch, family)
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy:
+        given = VerifyingTransport(BINDING, proxy=proxy.url, clock=clock, monotonic=now, max_age=60.0)
+        with family.Client(transport=given, headers=HEADERS) as ask:
+            fronts.backend.play(json_answer(WHOLE))
+            ask.post(fronts.url(), json={})
+            fronts.backend.play(event_stream(*EVENTS, DONE))
+            with ask.stream("POST", fronts.url(), json={}) as stream, fronts.renewed(proxy):
+                now.advance(60.0)
+                for _ in range(2):
+                    assert "teesign" in ask.post(fronts.url(), json={}).extensions
+                assert not closed
+                stream.read()
+                assert "teesign" in stream.extensions
+                for _ in range(2):
+                    assert "teesign" in ask.post(fronts.url(), json={}).extensions
+                assert len(closed) == 2
+        assert len(set(closed)) == 4
+
+
+@pytest.mark.anyio
+async def test_connections_to_a_renewed_tls_key_are_closed_asynchronously(
+    fronts: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both event loops."""
+    closed = note_closed(monkeypatch, httpx2)
+    now = ManualClock(0.0)
+    with connect_proxy(fronts.port) as proxy:
+        given = AsyncVerifyingTransport(BINDING, proxy=proxy.url, clock=clock, monotonic=now, max_age=60.0)
+        async with httpx2.AsyncClient(transport=given, headers=HEADERS) as ask:
+            fronts.backend.play(json_answer(WHOLE))
+            await ask.post(fronts.url(), json={})
+            fronts.backend.play(event_stream(*EVENTS, DONE))
+            async with ask.stream("POST", fronts.url(), json={}) as stream:
+                with fronts.renewed(proxy):
+                    now.advance(60.0)
+                    assert "teesign" in (await ask.post(fronts.url(), json={})).extensions
+                    assert not closed
+                    await stream.aread()
+                    assert "teesign" in stream.extensions
+                    assert "teesign" in (await ask.post(fronts.url(), json={})).extensions
+                    assert len(closed) == 2
+
+
 def test_what_is_not_signed_goes_to_the_attested_key_as_well(fronts: Fronts) -> None:
     """Its connection is used again for prompts."""
     inner = TwoEnds()

@@ -39,6 +39,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from ..errors import FetchError, UsageError
 from ..signing import SigningAlgorithm
@@ -141,6 +142,8 @@ class _Configured:
         )
         self._given: Final = transport
         self._made: Final[dict[tuple[ModuleType, bytes | None, bool], Any]] = {}
+        # What is open over connections that end at a TLS key: requests under way, then their responses.
+        self._uses: Final[WeakKeyDictionary[Any, bytes]] = WeakKeyDictionary()
         self._contexts: Final[dict[ModuleType, ssl.SSLContext]] = {}  # the libraries do not trust the same authorities
         self._limit: Final = limit
         self._max_held: Final = max_held
@@ -176,6 +179,30 @@ class _Configured:
             if use not in self._made:
                 self._made[use] = make()
             return self._made[use]
+
+    def _note_use(self, attestation: Attestation, request: Any, response: Any = None) -> None:
+        """Keep the transports for a request's TLS key, and then for as long as its response is open."""
+        if attestation.spki_sha256 is None or self._given is not None:
+            return
+        with self._lock:
+            if response is not None:
+                self._uses.pop(request, None)  # or a program that keeps the response would keep the transports, too
+            self._uses[request if response is None else response] = attestation.spki_sha256
+
+    def _take_outdated(self) -> list[Any]:
+        """Give up the transports for TLS keys that no server has any more, unless something is open over them.
+
+        A stream that was begun before its server renewed the key is read over the old one, and its signature fetched.
+
+        Returns:
+            Those transports, to be closed.
+        """
+        kept = {None, *self._verifier.tls_keys}
+        with self._lock:
+            if all(key in kept for _, key, _ in self._made):
+                return []
+            kept.update(key for each, key in self._uses.items() if not getattr(each, "is_closed", False))
+            return [self._made.pop(use) for use in list(self._made) if use[1] not in kept]
 
     @contextmanager
     def _attempt(self, server: Server, own: _Attempt) -> Iterator[_Attempt]:
@@ -286,10 +313,14 @@ class VerifyingTransport(_Configured, _Transport):
         family = family_of(request)
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = self._attest(server, ask_server)
+        self._note_use(attestation, request)
+        for transport in self._take_outdated():
+            transport.close()
         send = self._transport(family, attestation.spki_sha256).handle_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
+        self._note_use(attestation, request, response)
 
         def finish() -> None:
             run(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
@@ -353,10 +384,14 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         family = family_of(request)
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = await self._attest(server, ask_server)
+        self._note_use(attestation, request)
+        for transport in self._take_outdated():
+            await transport.aclose()
         send = self._transport(family, attestation.spki_sha256).handle_async_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
+        self._note_use(attestation, request, response)
 
         async def finish() -> None:
             await run_async(self._verifier.finish(exchange, request, response, server, attestation), ask_server)

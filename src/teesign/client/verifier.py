@@ -97,6 +97,11 @@ class Verifier:
         attestation, until = self._attested.get(server.url, (None, 0.0))
         return attestation if self._monotonic() < until else None
 
+    @property
+    def tls_keys(self) -> set[bytes | None]:
+        """The TLS keys that servers have, as far as is known."""
+        return {attestation.spki_sha256 for attestation, _ in list(self._attested.values())}
+
     def attest(self, server: Server) -> Flow[Attestation]:
         """Attest a server, unless that has been done meanwhile."""
         attestation = self.known(server)
