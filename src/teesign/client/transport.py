@@ -38,10 +38,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
-from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
-from ..errors import FetchError, UsageError
+from ..errors import FetchError
 from ..signing import SigningAlgorithm
 from ..verify.policy import Policy
 from .bodies import AsyncReceivedBody, AsyncSentBody, ReceivedBody, SentBody, body_type, has_body, observed_request
@@ -49,11 +47,10 @@ from .flow import Answer, Question, run, run_async
 from .http import TIME_LIMIT, ask, ask_async, family_of
 from .observed import MAX_HELD, ObservedExchange, VerifiedResponse
 from .server import Attestation, Server, Trust
+from .underlying import Underlying
 from .verifier import Verifier
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
     import httpx2
 
@@ -75,8 +72,6 @@ __all__ = ["MAX_AGE", "AsyncVerifyingTransport", "VerifyingTransport"]
 
 MAX_AGE: Final = 3600.0
 """Seconds that an attestation serves."""
-
-_PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 
 @dataclass(eq=False, repr=False)  # no repr, which would show the token
@@ -122,13 +117,7 @@ class _Configured:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        if transport is not None and proxy is not None:
-            raise UsageError(
-                "A transport of your own goes through a proxy of its own: transport=httpx.HTTPTransport(proxy=…), and "
-                "no proxy= beside it.",
-                code="two_ways",
-            )
-        self._proxy: Final = _usable_proxy(proxy)
+        self._underlying: Final = Underlying(transport, self._own, proxy=proxy)
         self._verifier: Final = Verifier(
             trust if isinstance(trust, Trust) else Trust(trust),
             algorithm=algorithm,
@@ -140,69 +129,13 @@ class _Configured:
             clock=clock,
             monotonic=monotonic,
         )
-        self._given: Final = transport
-        self._made: Final[dict[tuple[ModuleType, bytes | None, bool], Any]] = {}
-        # What is open over connections that end at a TLS key: requests under way, then their responses.
-        self._uses: Final[WeakKeyDictionary[Any, bytes]] = WeakKeyDictionary()
-        self._contexts: Final[dict[ModuleType, ssl.SSLContext]] = {}  # the libraries do not trust the same authorities
         self._limit: Final = limit
         self._max_held: Final = max_held
         self._attempts: Final[dict[str, _Attempt]] = {}  # to attest a server, by its URL, while it is under way
-        self._lock: Final = threading.Lock()  # for making what threads share
+        self._lock: Final = threading.Lock()  # for the attempts, which threads share
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._given!r})"
-
-    def _transport(self, family: ModuleType, spki_sha256: bytes | None, question: Question | None = None) -> Any:
-        """Return what does the I/O: the transport that was given, or one of the library's own.
-
-        There is one for requests and one for questions, since streams hold their connections until their signatures
-        have come: of one pool they could take all. And there are two for each TLS key that is attested, since
-        connections that are older than a renewed key end at the old one, which a pool does not know. Each library has
-        its own. A report that binds the key is asked for over a connection made for it; its transport is not kept, and
-        need not be closed, since that connection ends with the answer.
-
-        Args:
-            family: httpx or httpx2.
-            spki_sha256: the TLS key at which connections have to end; None for any.
-            question: what is to be asked; None for a request of the program.
-        """
-        if self._given is not None:
-            return self._given
-        with self._lock:
-            if family not in self._contexts:
-                self._contexts[family] = family.create_ssl_context()  # once, since it reads all their certificates
-            make = partial(getattr(family, self._own), verify=self._contexts[family], proxy=self._proxy)
-            if question is not None and question.alone:
-                return make()
-            use = (family, spki_sha256, question is None)
-            if use not in self._made:
-                self._made[use] = make()
-            return self._made[use]
-
-    def _note_use(self, attestation: Attestation, request: Any, response: Any = None) -> None:
-        """Keep the transports for a request's TLS key, and then for as long as its response is open."""
-        if attestation.spki_sha256 is None or self._given is not None:
-            return
-        with self._lock:
-            if response is not None:
-                self._uses.pop(request, None)  # or a program that keeps the response would keep the transports, too
-            self._uses[request if response is None else response] = attestation.spki_sha256
-
-    def _take_outdated(self) -> list[Any]:
-        """Give up the transports for TLS keys that no server has any more, unless something is open over them.
-
-        A stream that was begun before its server renewed the key is read over the old one, and its signature fetched.
-
-        Returns:
-            Those transports, to be closed.
-        """
-        kept = {None, *self._verifier.tls_keys}
-        with self._lock:
-            if all(key in kept for _, key, _ in self._made):
-                return []
-            kept.update(key for each, key in self._uses.items() if not getattr(each, "is_closed", False))
-            return [self._made.pop(use) for use in list(self._made) if use[1] not in kept]
+        return f"{type(self).__name__}({self._underlying.given!r})"
 
     @contextmanager
     def _attempt(self, server: Server, own: _Attempt) -> Iterator[_Attempt]:
@@ -223,32 +156,6 @@ class _Configured:
                 if self._attempts.get(server.url) is own:
                     del self._attempts[server.url]
             own.over.set()
-
-    @property
-    def _transports(self) -> list[Any]:
-        return list(self._made.values()) if self._given is None else [self._given]
-
-
-def _usable_proxy(proxy: Any) -> Any:
-    """Return what a library takes for a proxy; what is no text it has looked at itself."""
-    try:
-        parts = urlsplit(proxy) if isinstance(proxy, str) else None
-        usable = parts is None or (
-            parts.scheme in _PROXY_SCHEMES
-            and parts.hostname
-            and parts.port != 0  # asking for it checks it
-            and parts.path in ("", "/")
-            and not (parts.query or parts.fragment)
-        )
-    except ValueError:
-        usable = False
-    if not usable:
-        raise UsageError(
-            'The proxy must be an address like "http://proxy.example:3128"; in a user or password write / as %2F, @ as '
-            "%40, and so on.",
-            code="bad_proxy",
-        )
-    return proxy
 
 
 class VerifyingTransport(_Configured, _Transport):
@@ -305,7 +212,7 @@ class VerifyingTransport(_Configured, _Transport):
 
     def close(self) -> None:
         """Close what does the I/O."""
-        for transport in self._transports:
+        for transport in self._underlying.all():
             transport.close()
 
     def handle_request(self, request: Any) -> Any:
@@ -313,14 +220,14 @@ class VerifyingTransport(_Configured, _Transport):
         family = family_of(request)
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = self._attest(server, ask_server)
-        self._note_use(attestation, request)
-        for transport in self._take_outdated():
+        self._underlying.keep(attestation.spki_sha256, request)
+        for transport in self._underlying.take_outdated(self._verifier.tls_keys):
             transport.close()
-        send = self._transport(family, attestation.spki_sha256).handle_request
+        send = self._underlying.of(family, attestation.spki_sha256).handle_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = send(observed_request(family, request, SentBody, exchange, attestation.spki_sha256))
-        self._note_use(attestation, request, response)
+        self._underlying.keep(attestation.spki_sha256, response, instead_of=request)
 
         def finish() -> None:
             run(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
@@ -343,7 +250,7 @@ class VerifyingTransport(_Configured, _Transport):
         return response
 
     def _ask(self, family: ModuleType, question: Question) -> Answer:
-        send = self._transport(family, question.spki_sha256, question).handle_request
+        send = self._underlying.of(family, question.spki_sha256, question).handle_request
         return ask(send, family, question, limit=self._limit)
 
     def _attest(self, server: Server, ask_server: Any) -> Attestation:
@@ -376,7 +283,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
 
     async def aclose(self) -> None:
         """Close what does the I/O."""
-        for transport in self._transports:
+        for transport in self._underlying.all():
             await transport.aclose()
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -384,14 +291,14 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         family = family_of(request)
         server, ask_server = self._verifier.server_of(request), partial(self._ask, family)
         attestation = await self._attest(server, ask_server)
-        self._note_use(attestation, request)
-        for transport in self._take_outdated():
+        self._underlying.keep(attestation.spki_sha256, request)
+        for transport in self._underlying.take_outdated(self._verifier.tls_keys):
             await transport.aclose()
-        send = self._transport(family, attestation.spki_sha256).handle_async_request
+        send = self._underlying.of(family, attestation.spki_sha256).handle_async_request
         exchange = ObservedExchange(request.url.raw_path, has_body=has_body(request), max_held=self._max_held)
         with self._verifier.relying_on(server):
             response = await send(observed_request(family, request, AsyncSentBody, exchange, attestation.spki_sha256))
-        self._note_use(attestation, request, response)
+        self._underlying.keep(attestation.spki_sha256, response, instead_of=request)
 
         async def finish() -> None:
             await run_async(self._verifier.finish(exchange, request, response, server, attestation), ask_server)
@@ -414,7 +321,7 @@ class AsyncVerifyingTransport(_Configured, _AsyncTransport):
         return response
 
     async def _ask(self, family: ModuleType, question: Question) -> Answer:
-        send = self._transport(family, question.spki_sha256, question).handle_async_request
+        send = self._underlying.of(family, question.spki_sha256, question).handle_async_request
         return await ask_async(send, family, question, limit=self._limit)
 
     async def _attest(self, server: Server, ask_server: Any) -> Attestation:
