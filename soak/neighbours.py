@@ -135,10 +135,11 @@ async def run_stopped_readers(folder: Path, quiet_seconds: float, rounds: int) -
                 beside = neighbours.times
             grown = max(grown, memory(stack.pid, "VmHWM") - before)
             after = await _quiet_times(neighbours, quiet_seconds)
-            ratios.append(percentile(beside, 99) / percentile(quiet + after, 99))
+            quiet_p99, beside_p99 = percentile(quiet + after, 99), percentile(beside, 99)
+            ledger.seen(f"JSON answer, p99, quiet, round {number + 1}", quiet_p99 * 1000, " ms")
+            ledger.seen(f"JSON answer, p99, beside them, round {number + 1}", beside_p99 * 1000, " ms")
+            ratios.append(beside_p99 / quiet_p99)
             asked += len(beside)
-            ledger.seen(f"JSON answer, p99, quiet, round {number + 1}", percentile(quiet + after, 99) * 1000, " ms")
-            ledger.seen(f"JSON answer, p99, beside them, round {number + 1}", percentile(beside, 99) * 1000, " ms")
             quiet = after
     ledger.at_most("memory at its peak, above that before", grown / MIB, 64, " MiB")
     ledger.exactly("readers cut off", len(cut), READERS * rounds)
