@@ -152,8 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         """Be done with a response: keep the connection if that is possible, else close it. Safe to call again."""
         if self._parser is not parser:
             return
-        sent = self._sender is None or (self._sender.done() and not self._sender.cancelled())
-        if not sent or self._error is not None or not parser.reusable or self.is_closed:
+        if not self._is_sent or self._error is not None or not parser.reusable or self.is_closed:
             await self._close()
             return
         self._parser = self._sender = None
@@ -367,7 +366,7 @@ def has_unread_tls(tls: ssl.SSLObject) -> bool:
     except ssl.SSLWantReadError:
         return False
     except ssl.SSLError:
-        return True
+        pass  # the end, or what is no TLS
     return True
 
 

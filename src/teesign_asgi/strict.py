@@ -68,9 +68,8 @@ class _Stream(httpcore.AsyncNetworkStream):
         try:
             data = await self._stream.read(max_bytes, timeout)
         except httpcore.ReadError:
-            if self._parser is not None and self._parser.begun and not self._parser.status:
-                message = "The backend reset the connection within its response's head."
-                raise BrokenResponseError(message, "reset") from None
+            if self._parser is not None and self._parser.begun:
+                raise BrokenResponseError("The backend reset the connection within its response.", "reset") from None
             raise
         if not data and self._parser is not None:
             self._parser.end()
