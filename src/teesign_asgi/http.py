@@ -48,6 +48,7 @@ _READ_ONCE: Final = frozenset(
         b"authorization",
         b"content-length",
         b"content-type",
+        b"expect",
         b"traceparent",
         b"tracestate",
         b"transfer-encoding",
@@ -226,7 +227,7 @@ class Request:
         """Whether a body was declared that has not been taken to its end, and is not held back (`Expect`)."""
         if self.body_taken:
             return False
-        if any(name.lower() == b"expect" for name, _ in self.headers):
+        if b"expect" in self._picked:
             return False
         return bool(self.content_length) or b"transfer-encoding" in self._picked
 
