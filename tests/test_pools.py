@@ -45,22 +45,27 @@ async def upstream(kind: Kind) -> AsyncIterator[AsyncRequestInterface]:
     await pool.aclose()
 
 
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """TLS of a backend that pools trust which are made after this."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
 
 
 @pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
 async def test_the_end_of_a_tls_connection_ends_no_response(
     kind: Kind,  # noqa: ARG001 - it chooses the event loop
-    certificate: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trusted: ssl.SSLContext,
 ) -> None:
     """Anybody on the way can bring that about; a length or a last chunk they cannot."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
     upstream = default_pool(10)
-    with RawBackend(answers(OK, b"HTTP/1.1 200 OK\r\n\r\nhel"), context=context) as backend:
-        url = httpcore.URL(scheme=b"https", host=b"127.0.0.1", port=backend.port, target=b"/")
+    with RawBackend(answers(OK, b"HTTP/1.1 200 OK\r\n\r\nhel"), context=trusted) as backend:
+        url = backend.url(scheme=b"https")
         assert await fetch(upstream, url) == (200, b"hello")
         with pytest.raises(BrokenResponseError):
             await fetch(upstream, url)
@@ -70,13 +75,9 @@ async def test_the_end_of_a_tls_connection_ends_no_response(
 @pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
 async def test_what_tls_holds_behind_a_response_is_nobodys_answer(
     kind: Kind,  # noqa: ARG001 - it chooses the event loop
-    certificate: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trusted: ssl.SSLContext,
 ) -> None:
     """Records that come together are read from the socket together, and from TLS as there is room for them."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 32000\r\nX: "
     two_records = head + b"x" * (32_768 - 32_000 - len(head) - 4) + b"\r\n\r\n" + b"y" * 32_000
 
@@ -89,8 +90,8 @@ async def test_what_tls_holds_behind_a_response_is_nobodys_answer(
         served.wait_until_gone()
 
     upstream = default_pool(10)
-    with RawBackend(script, answers(OK), context=context) as backend:
-        url = httpcore.URL(scheme=b"https", host=b"127.0.0.1", port=backend.port, target=b"/")
+    with RawBackend(script, answers(OK), context=trusted) as backend:
+        url = backend.url(scheme=b"https")
         assert await fetch(upstream, url) == (200, b"y" * 32_000)
         assert await fetch(upstream, url) == (200, b"hello")
         assert len(backend.served) == 2
