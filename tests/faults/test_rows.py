@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rows import ROWS
-from sabotage import SABOTAGES
+from sabotage import SABOTAGES, Sabotage
 from servers import MAIN_KINDS
 
 TESTS = Path(__file__).parents[1]
@@ -60,10 +60,14 @@ def test_every_row_is_shown_under_each_server_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.what)
-def test_sabotages_are_of_rows_that_exist(sabotage: object) -> None:
+def test_sabotages_are_of_rows_that_exist(sabotage: Sabotage) -> None:
     """And they change something."""
-    from sabotage import Sabotage
-
-    assert isinstance(sabotage, Sabotage)
     assert set(sabotage.rows) <= set(ROWS)
     assert sabotage.old != sabotage.new
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.what)
+def test_a_protection_stands_where_it_is_taken_away(sabotage: Sabotage) -> None:
+    """Once, or taking it away would do nothing, or more than it says."""
+    source = TESTS.parent / "src" / sabotage.file
+    assert source.read_text(encoding="utf-8").count(sabotage.old) == 1
