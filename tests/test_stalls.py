@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,8 +15,8 @@ import anyio
 import pytest
 from backend import Backend, Call, chunked, head, json_answer
 from processes import teesign_serve
-from raw_client import connections
-from servers import ALL_KINDS, Kind, Stack, stack
+from raw_client import connect, connections, request_bytes
+from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, Stack, stack
 from wire import Conversation, chunks_of, multipart
 
 from teesign_asgi.errors import ClientStalledError
@@ -140,6 +141,21 @@ def test_a_client_that_reads_a_large_document_slowly(patient: Stack) -> None:
             time.sleep(0.03)
         pieces.append(conversation.response.read())
     assert b"".join(pieces) == body
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only what the server passes on is seen")
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_a_client_that_takes_less_than_the_kernel_makes_room_for(kind: Kind) -> None:
+    """It may take as long as it likes too, although nothing is asked of the server meanwhile; until it stops."""
+    with proxy_with_patience(kind, LONG) as proxy, connect(proxy.client.port, receive_buffer=16_384) as wire:
+        proxy.backend.play(pour)
+        wire.send(request_bytes("POST", CHAT, REQUEST, token=TOKEN))
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2 * LONG:
+            assert wire.socket.recv(4_096)
+            time.sleep(LONG / 20)
+        assert not wait_until_reset(wire.socket, 0)
+        assert wait_until_reset(wire.socket, LONG + 10)
 
 
 # Not under hypercorn on trio: while a request waits behind another one, it does not see that its connection is no more.

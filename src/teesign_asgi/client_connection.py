@@ -1,4 +1,4 @@
-"""The connections that requests came over: found among this process's sockets, and ended.
+"""The connections that requests came over: found among this process's sockets, looked at, and ended.
 
 ASGI has no message that ends a connection. An app that leaves a response unfinished relies on the server to break the
 connection off, and not every server can be seen from here: middleware of the host (Starlette's `BaseHTTPMiddleware`)
@@ -7,6 +7,9 @@ response. So the socket is looked for by the addresses of its two ends, and ende
 
     in order     everything that was sent is delivered, and then the end, without the last chunk of HTTP/1.1
     by a reset   everything is forgotten, and the client told that the connection has broken
+
+A server does not say either what a client takes of a piece before there is room for the next one, and the kernel makes
+room in steps of hundreds of kilobytes; but it counts what clients acknowledge, on each socket.
 
 Nothing is found where there is no `/proc`, on Unix sockets, and where a server puts a forwarded address into the scope;
 and nothing is looked for on HTTP/2, whose connections carry other responses too. There it is up to the server alone.
@@ -19,7 +22,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import socket
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
@@ -33,12 +37,13 @@ from .sockets import own_tcp_sockets
 from .tasks import run_in_background
 from .types import Scope
 
-__all__ = ["BreakOff", "hang_up", "hang_up_at_exit", "hang_up_in_thread"]
+__all__ = ["BreakOff", "bytes_taken_in_thread", "hang_up", "hang_up_at_exit", "hang_up_in_thread"]
 
 FLUSH: Final = 0.05
 """Seconds that a server and a host get to write what they were given, until a response is broken off."""
 
 _UNSPECIFIED: Final = bytes(16)  # struct sockaddr, of family AF_UNSPEC
+_BYTES_ACKED: Final = slice(120, 128)  # tcpi_bytes_acked in struct tcp_info (linux/tcp.h), which only grows at its end
 
 
 class BreakOff:
@@ -127,10 +132,38 @@ def hang_up(scopes: Iterable[Scope], *, reset: bool) -> None:
         scopes: the requests'. Their `client` must be the socket's own peer.
         reset: forget whatever the kernel still holds for the clients; else they get that first, and then the end.
     """
-    sought = {_ends_of(scope) for scope in scopes if not scope.get("http_version", "1.1").startswith("2")}
-    for connection, ends in _client_connections():
-        if ends in sought:
-            _end(connection, reset=reset)
+    for connection, _ in _connections_of(scopes):
+        _end(connection, reset=reset)
+
+
+async def bytes_taken_in_thread(scopes: Sequence[Scope]) -> list[int]:
+    """Count what has been taken on the connections that requests came over: by the clients' kernels, that is.
+
+    Args:
+        scopes: the requests'. Nothing is done where there are none.
+
+    Returns:
+        The bytes that have been acknowledged on each connection since it was made; 0 where that cannot be seen.
+    """
+    if not scopes:
+        return []
+    try:
+        return await anyio.to_thread.run_sync(_bytes_taken, scopes, limiter=anyio.CapacityLimiter(1))
+    except Exception:  # noqa: BLE001 - whoever fails to look will fail to hang up, and that is logged
+        return [0] * len(scopes)
+
+
+def _bytes_taken(scopes: Sequence[Scope]) -> list[int]:
+    taken: dict[_Ends | None, int] = {ends: _bytes_acked(connection) for connection, ends in _connections_of(scopes)}
+    return [taken.get(_ends_of(scope), 0) for scope in scopes]
+
+
+def _bytes_acked(connection: socket.socket) -> int:
+    with suppress(OSError):
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        if len(info) == _BYTES_ACKED.stop:  # older kernels return less
+            return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
+    return 0
 
 
 def hang_up_at_exit(scopes: Iterable[Scope], own_port: int) -> None:
@@ -163,6 +196,13 @@ def _ends_of(scope: Scope) -> _Ends | None:
         return _Ends(str(client[0]), int(client[1] or 0), int(server[1] or 0)) if client and server else None
     except (LookupError, TypeError, ValueError):  # of a host that puts something else there
         return None
+
+
+def _connections_of(scopes: Iterable[Scope]) -> Iterator[tuple[socket.socket, _Ends]]:
+    sought = {_ends_of(scope) for scope in scopes if not scope.get("http_version", "1.1").startswith("2")}
+    for connection, ends in _client_connections():
+        if ends in sought:
+            yield connection, ends
 
 
 def _client_connections() -> Iterator[tuple[socket.socket, _Ends]]:

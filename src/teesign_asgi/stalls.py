@@ -7,6 +7,10 @@ has begun and has ended, and a sweep looks every so often at all requests that a
     in `send` or `receive`, with as many bytes as last time --> has stopped since then, or before
     anything else                                           --> goes on, or waits for the backend
 
+`send` may not return although the client takes something: a piece has up to 64 KiB, and the kernel makes room in even
+larger steps. So while one does not, each sweep asks the kernel what the client has acknowledged; when that is more than
+at the last sweep, it has not stopped. Where the kernel cannot be asked, only what `send` returns for counts.
+
 A request that has stopped for its time is cut: its task is cancelled, which closes the backend's connection, and
 `ClientStalledError` comes out in its place. The sweep runs only while requests are open.
 
@@ -25,7 +29,7 @@ from typing import Final, Literal
 
 import anyio
 
-from .client_connection import hang_up_in_thread
+from .client_connection import bytes_taken_in_thread, hang_up_in_thread
 from .errors import ClientDisconnectedError, ClientStalledError
 from .http import Reply, Request
 from .tasks import on_asyncio, run_in_background
@@ -46,7 +50,7 @@ FAREWELL: Final = 1.0
 class _Open:
     """A request that is being answered."""
 
-    __slots__ = ("cut", "reply", "request", "scope", "seen", "since", "stalled")
+    __slots__ = ("cut", "reply", "request", "scope", "seen", "since", "stalled", "taken")
 
     def __init__(self, scope: Scope, request: Request, reply: Reply, cut: Callable[[], object]) -> None:
         self.scope: Final = scope
@@ -54,7 +58,8 @@ class _Open:
         self.reply: Final = reply
         self.cut: Final = cut
         self.seen = -1  # bytes at the last sweep, if it was in a call then
-        self.since = 0.0  # when they were first seen
+        self.since = 0.0  # when they were first seen, or the client was last seen to take some of them
+        self.taken = 0  # what it had taken by then, if `send` had not returned since the sweep before
         self.stalled: Literal["request", "response"] | None = None
 
 
@@ -143,6 +148,7 @@ class StallWatch:
                 if now - begun > self._period + PAUSE:
                     for entry in self._open:
                         entry.seen = -1  # what it sent or took meanwhile has not been looked at yet
+                await self._look_closer(now)
                 stalled = [entry for entry in self._open if self._has_stalled(entry, now)]
                 if any(entry.stalled == "response" for entry in stalled):
                     scopes = [entry.scope for entry in stalled if entry.stalled == "response"]
@@ -159,6 +165,15 @@ class StallWatch:
         finally:
             self._is_sweeping = False
 
+    async def _look_closer(self, now: float) -> None:
+        """Find who takes something of a response although `send` does not return."""
+        suspects = [entry for entry in self._open if entry.reply.is_sending and entry.reply.body_size == entry.seen]
+        counts = await bytes_taken_in_thread([entry.scope for entry in suspects])
+        for entry, taken in zip(suspects, counts, strict=True):
+            if taken > entry.taken > 0:
+                entry.since = now
+            entry.taken = taken
+
     def _has_stalled(self, entry: _Open, now: float) -> bool:
         """Tell whether a client has stopped for its time; that is told once."""
         if entry.stalled is not None:
@@ -170,7 +185,7 @@ class StallWatch:
         else:
             size, limit = -1, math.inf
         if size != entry.seen:
-            entry.seen, entry.since = size, now
+            entry.seen, entry.since, entry.taken = size, now, 0
         elif now - entry.since >= limit:
             entry.stalled = "response" if entry.reply.is_sending else "request"
         return entry.stalled is not None

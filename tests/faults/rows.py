@@ -193,6 +193,7 @@ ROWS: dict[str, Row] = {
             f"{DISCONNECT}test_a_client_that_does_not_read_slows_the_backend_down",
             f"{STALLS}test_a_client_that_stops_reading",
             f"{STALLS}test_a_client_that_reads_slowly",
+            f"{STALLS}test_a_client_that_takes_less_than_the_kernel_makes_room_for",
         ),
     ),
     "stream left": Row(

@@ -2,10 +2,11 @@
 
 Theory of operation. An answer that the app has handed over whole is the server's; while the client does not take it,
 nobody looks at the connection again. The kernel can: it gives a connection up when what is sent on it has not been
-taken for a time. It can also be told to accept only so much ahead of what has been sent, so that bytes wait at the
-backend and not in its own memory, up to 4 MiB for each connection. Connections inherit both from the socket that they
-were accepted through. Granian opens that in the worker, once the app has its keys, and has no option for either; so it
-is looked for among the descriptors of the process until it is there.
+taken for a time; which to it means that the client's window had no room for the whole of its next buffer, of up to 64
+KiB. It can also be told to accept only so much ahead of what has been sent, so that bytes wait at the backend and not
+in its own memory, up to 4 MiB for each connection. Connections inherit both from the socket that they were accepted
+through. Granian opens that in the worker, once the app has its keys, and has no option for either; so it is looked for
+among the descriptors of the process until it is there.
 
 At the end the server closes idle connections, but waits for the rest of a head that has begun, as long as it would
 anyway. Connections on which nothing is on its way are therefore ended from here, too.
