@@ -323,9 +323,21 @@ def test_a_target_that_is_not_bytes_is_refused(target: object) -> None:
     assert caught.value.code == "bad_target"
 
 
-@pytest.mark.parametrize(
-    "prefix", ['a"b', "a b", "a/b", "a\n", "é", "\ud800", "a" * 232, None, b"chatcmpl", 7], ids=ascii
-)
+PREFIXES_OF_NO_ID: dict[str, Any] = {
+    "a quote": 'a"b',
+    "white space": "a b",
+    "a slash": "a/b",
+    "a line end": "a\n",
+    "another alphabet's letter": "é",
+    "half a character": "\ud800",
+    "too long": "a" * 232,
+    "none": None,
+    "bytes": b"chatcmpl",
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES_OF_NO_ID.values(), ids=PREFIXES_OF_NO_ID)
 def test_an_id_prefix_that_could_not_stand_in_an_id_is_refused(prefix: Any) -> None:
     """At the beginning: it goes into JSON and into the path of the signature endpoint as it is."""
     with pytest.raises(UsageError, match="letters") as caught:
