@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from eth_account import Account
 from eth_account.messages import encode_defunct
 from servers import Kind, Stack, stack
+from wire import FRAMINGS
 
 from teesign import GpuEvidence, SourceError
 from teesign.sources import Sources
@@ -264,6 +265,16 @@ def test_reports_can_be_public() -> None:
         assert anyone.get(REPORT).status == 200
         assert anyone.get("/v1/signature/x").status == 401
         assert anyone.get(REPORT + "/x").status == 401
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_a_public_report_waits_for_no_body(server: Kind, framing: str) -> None:
+    """Without a token nobody holds up a report, and with it the end of a server, by a body that does not end."""
+    with (
+        stack(server, public_attestation=True) as proxy,
+        proxy.client.as_anyone().open("GET", REPORT, [FRAMINGS[framing]], b"1\r\nx\r\n") as conversation,
+    ):
+        assert conversation.answer().status == 200
 
 
 # --- slow and failing sources

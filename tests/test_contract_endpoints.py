@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from backend import Backend, Call, answer, event_stream, head, in_pieces, json_answer
 from servers import SECOND_TOKEN, TOKEN, Kind, Stack, stack
-from wire import Answer, Client, chunks_of, multipart, sha256
+from wire import FRAMINGS, Answer, Client, chunks_of, multipart, sha256
 
 REQUEST_LIMIT, IMAGE_LIMIT, AUDIO_LIMIT = 2_000, 3_000, 4_000
 
@@ -356,9 +356,6 @@ def test_who_sends_before_reading_learns_why_it_was_refused(
     with contextlib.closing(client):
         client.request("POST", path, bytes(12_000_000), headers)
         assert client.getresponse().status == status
-
-
-FRAMINGS = {"length": ("Content-Length", "1000"), "chunked": ("Transfer-Encoding", "chunked")}
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)

@@ -21,9 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
-__all__ = ["Answer", "Client", "Conversation", "chunks_of", "multipart"]
+__all__ = ["FRAMINGS", "Answer", "Client", "Conversation", "chunks_of", "multipart"]
 
 TIMEOUT = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
+
+FRAMINGS = {"length": ("Content-Length", "1000"), "chunked": ("Transfer-Encoding", "chunked")}
+"""How a body may be announced; of which `b"1\\r\\nx\\r\\n"` is a beginning."""
 
 Headers = Iterable[tuple[str, str | bytes]]
 

@@ -131,7 +131,6 @@ class App:
             store=self._store,
             metrics=self.metrics,
             drain=self.drain,
-            body_limit=settings.max_request_bytes,
             attestor=lambda: self._attestor,
         ).table
         self._served: Final = served_endpoints(settings, handlers, self.metrics)

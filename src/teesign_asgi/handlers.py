@@ -30,7 +30,6 @@ class Handlers:
         store: where signatures are kept.
         metrics: the proxy's own.
         drain: whether the proxy is about to stop.
-        body_limit: how many bytes a body may have that nobody looks at.
         attestor: returns what makes reports; None before the app has started, when nobody may ask for one.
     """
 
@@ -40,13 +39,11 @@ class Handlers:
         store: Store,
         metrics: Metrics,
         drain: Drain,
-        body_limit: int,
         attestor: Callable[[], Attestor | None],
     ) -> None:
         self._store: Final = store
         self._metrics: Final = metrics
         self._drain: Final = drain
-        self._body_limit: Final = body_limit
         self._attestor: Final = attestor
         self.table: Final[Mapping[Handling, Handler]] = {
             Handling.HELLO: self._hello,
@@ -95,8 +92,7 @@ class Handlers:
         address = parameters.get("signing_address")
         if address is not None and not reports.identity(algorithm).matches(address):
             raise not_found("Signing address not found on this server")
-        async for _ in request.chunks(self._body_limit):
-            pass  # there is none; but only behind its end can a server say that the client has gone
+        request.leave_body()  # there is none; and only behind its end can a server say that the client has gone
         report = b""
 
         async def collect() -> None:
