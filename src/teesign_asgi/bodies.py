@@ -136,7 +136,8 @@ def without_empty_tool_calls(body: bytes) -> bytes:
     """Return the body without the `tool_calls` of messages where that is an empty list, which vLLM rejects.
 
     Every other byte stays. Members of that name elsewhere, or inside of strings, are not touched. A body with more than
-    `MAX_EMPTY_TOOL_CALLS` of them or `MAX_OBJECTS` stays as it is: it is no conversation, and the backend will say so.
+    `MAX_EMPTY_TOOL_CALLS` of them, or more opening braces than `MAX_OBJECTS`, those in strings included, stays as it
+    is: hardly any conversation is like that, and the backend says what it thinks of it.
 
     Args:
         body: a JSON object that has passed `check_json_object`.
