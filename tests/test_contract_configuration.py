@@ -41,7 +41,7 @@ TESTED = {
     "VLLM_PROXY_MAX_REQUEST_SIZE": (ENDPOINTS, "test_a_body_of_the_limit_passes"),
     "VLLM_PROXY_MAX_IMAGE_REQUEST_SIZE": (ENDPOINTS, "test_a_body_of_the_limit_passes"),
     "VLLM_PROXY_MAX_AUDIO_REQUEST_SIZE": (ENDPOINTS, "test_a_body_of_the_limit_passes"),
-    "VLLM_PROXY_MAX_KEEPALIVE": (HERE, "test_idle_connections_are_bounded"),
+    "VLLM_PROXY_MAX_KEEPALIVE": (HERE, "test_idle_connections_are_counted_for_each_host"),
     "LISTEN_PORT": (HERE, "test_where_it_listens"),
     "LISTEN_HOST": (HERE, "test_where_it_listens"),
     "VLLM_IMAGES_URL": (ENDPOINTS, "test_endpoints_can_have_another_backend"),
@@ -145,6 +145,15 @@ def test_idle_connections_are_bounded(server: Kind) -> None:
         assert proxy.backend.connections == 3
         for call in proxy.backend.calls:
             call.wait_until_gone()
+
+
+def test_idle_connections_are_counted_for_each_host(server: Kind) -> None:
+    """Two backends in turn, with VLLM_PROXY_MAX_KEEPALIVE=1, do not take each other's connections away."""
+    with Backend() as other, stack(server, max_keepalive=1, score_url=f"{other.url}/v1/score") as proxy:
+        for _ in range(3):
+            assert proxy.client.post(CHAT, b"{}").status == 200
+            assert proxy.client.post("/v1/score", b"{}").status == 200
+        assert (proxy.backend.connections, other.connections) == (1, 1)
 
 
 # --- the process

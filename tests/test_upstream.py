@@ -344,7 +344,8 @@ async def test_the_default_pool_is_ours_on_asyncio_and_httpcores_on_trio(anyio_b
         assert (pool._max_idle, pool._idle_timeout) == (3, IDLE_TIMEOUT)
     else:
         assert anyio_backend == "trio"
-        assert pool._max_connections > 10**6
-        assert pool._max_keepalive_connections == 3
-        assert pool._keepalive_expiry == IDLE_TIMEOUT < 5
+        of_one = pool._pool_of(httpcore.URL("http://backend"))
+        assert of_one._max_connections > 10**6
+        assert of_one._max_keepalive_connections == 3
+        assert of_one._keepalive_expiry == IDLE_TIMEOUT < 5
     await pool.aclose()

@@ -59,7 +59,7 @@ from .sources import default_sources, load_keys
 from .stalls import StallWatch
 from .store import Store
 from .types import Receive, Scope, Send
-from .upstream import AsyncRequestInterface, Backend, default_pool, join_url
+from .upstream import AsyncRequestInterface, Backend, HttpcorePools, default_pool, join_url
 
 __all__ = ["App"]
 
@@ -75,7 +75,7 @@ class App:
         pair: the keys to sign with; from the sources, or random ones in development, when left out.
         cache: where signatures are kept: a `SignatureCache`, or any store with `put` and `get` coroutines.
         upstream: what carries requests to the backend: anything with httpcore's asynchronous request interface.
-            `Pool` when left out, or on trio httpcore's pool. One that is passed in is not closed by the app.
+            `Pool` when left out, or on trio httpcore's pools. One that is passed in is not closed by the app.
         sources: where keys, quotes and GPU evidence come from; chosen by the settings when left out.
         clock: returns seconds that never go backwards.
         random: returns that many unpredictable bytes.
@@ -123,7 +123,7 @@ class App:
         )
         self._backend_url: Final = httpcore.URL(settings.backend_url)
         self._shared_start: Final = Shared(self._start)
-        self._pool: Pool | httpcore.AsyncConnectionPool | None = None
+        self._pool: Pool | HttpcorePools | None = None
         self._sources: Sources | None = None
         self._relay: Relay | None = None
         self._attestor: Attestor | None = None

@@ -1,7 +1,7 @@
 """The backend: requests out, responses in, every failure as a `BackendError`.
 
 Anything with httpcore's request interface can stand here; by default it is `Pool` on asyncio, and httpcore's own
-connection pool on trio. This is the one place that calls it, so it is also the one place where its exceptions are
+connection pools on trio. This is the one place that calls it, so it is also the one place where its exceptions are
 translated. They are never chained or logged as text: HTTP libraries quote what the other side sent.
 
 A pooled connection that the backend has closed in the meantime shows itself at once: writing fails, or reading ends
@@ -30,7 +30,7 @@ from .strict import StrictBackend
 from .tasks import on_asyncio
 from .types import Headers
 
-__all__ = ["AsyncRequestInterface", "Backend", "default_pool", "join_url"]
+__all__ = ["AsyncRequestInterface", "Backend", "HttpcorePools", "default_pool", "join_url"]
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds until a connection must stand."""
@@ -46,21 +46,50 @@ _REFUSED: Final = (httpcore.TimeoutException, httpcore.ProxyError)
 _BROKEN_OFF: Final = (httpcore.TimeoutException, *_UNUSABLE)
 
 
-def default_pool(max_keepalive: int) -> Pool | httpcore.AsyncConnectionPool:
+class HttpcorePools:
+    """httpcore's connection pools on trio, one for each origin: what one keeps is counted over all its origins.
+
+    Args:
+        max_idle: how many idle connections are kept for each origin.
+    """
+
+    def __init__(self, *, max_idle: int) -> None:
+        self._max_idle: Final = max_idle
+        self._tls: Final = ssl.create_default_context()
+        self._pools: Final[dict[tuple[bytes, bytes, int | None], httpcore.AsyncConnectionPool]] = {}
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request; see `AsyncRequestInterface`."""
+        return await self._pool_of(request.url).handle_async_request(request)
+
+    def _pool_of(self, url: httpcore.URL) -> httpcore.AsyncConnectionPool:
+        origin = (url.scheme, url.host, url.port)
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = httpcore.AsyncConnectionPool(
+                ssl_context=self._tls,
+                max_connections=None,
+                max_keepalive_connections=self._max_idle,
+                keepalive_expiry=IDLE_TIMEOUT,
+                network_backend=StrictBackend(httpcore.TrioBackend()),
+            )
+        return pool
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        while self._pools:
+            await self._pools.popitem()[1].aclose()
+
+
+def default_pool(max_keepalive: int) -> Pool | HttpcorePools:
     """Return the connection pool for the running event loop, with as many connections as there are requests.
 
     Args:
-        max_keepalive: how many idle connections are kept.
+        max_keepalive: how many idle connections are kept for each origin.
     """
     if on_asyncio():
         return Pool(max_idle=max_keepalive, idle_timeout=IDLE_TIMEOUT)
-    return httpcore.AsyncConnectionPool(
-        ssl_context=ssl.create_default_context(),
-        max_connections=None,
-        max_keepalive_connections=max_keepalive,
-        keepalive_expiry=IDLE_TIMEOUT,
-        network_backend=StrictBackend(httpcore.TrioBackend()),
-    )
+    return HttpcorePools(max_idle=max_keepalive)
 
 
 def join_url(base: httpcore.URL, path: bytes = b"", query: bytes = b"") -> httpcore.URL:
