@@ -73,6 +73,16 @@ class Served:
         """End the connection."""
         self.socket.close()
 
+    def end_tls(self) -> None:
+        """Send the end of TLS and of the connection, and go on reading."""
+        connection = self.socket
+        assert isinstance(connection, ssl.SSLSocket)
+        connection.setblocking(False)
+        with contextlib.suppress(ssl.SSLWantReadError):  # what TLS waits for then is the other side's end
+            connection.unwrap()
+        connection.settimeout(PATIENCE)
+        connection.shutdown(socket.SHUT_WR)
+
     def reset(self) -> None:
         """Tear the connection down."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import anyio
 import httpcore
 import pytest
-from raw_backend import CHUNKED, OK, RawBackend, Served, always, answers, fetch, in_turn, pause, until
+from raw_backend import CHUNKED, HOST, OK, RawBackend, Served, always, answers, fetch, in_turn, pause, until
 
 from teesign_asgi.errors import BackendError
 from teesign_asgi.framing import BrokenResponseError
@@ -96,6 +96,66 @@ async def test_what_tls_holds_behind_a_response_is_nobodys_answer(
         assert await fetch(upstream, url) == (200, b"hello")
         assert len(backend.served) == 2
     await upstream.aclose()
+
+
+async def body_of(upstream: AsyncRequestInterface, url: httpcore.URL, *, slowly: bool) -> bytes:
+    """Return the body of a response, taken as it comes or with a rest after each piece."""
+    response = await upstream.handle_async_request(httpcore.Request("GET", url, headers=[HOST]))
+    body = b""
+    async for chunk in response.aiter_stream():
+        body += chunk
+        if slowly:
+            await anyio.sleep(0.01)
+    await response.aclose()
+    return body
+
+
+@pytest.mark.parametrize("slowly", [False, True], ids=["at once", "slowly"])
+@pytest.mark.parametrize("size", [33_000, 300_000])
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_a_whole_response_right_before_the_end_of_its_tls_connection_is_whole(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    trusted: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+    size: int,
+    *,
+    slowly: bool,
+) -> None:
+    """What TLS still holds when the end is seen comes out, however much it is, and nothing is logged about the end."""
+
+    def script(served: Served) -> None:
+        served.answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+        served.end_tls()
+        served.wait_until_gone()
+
+    upstream = default_pool(10)
+    with RawBackend(script, context=trusted) as backend:
+        for _ in range(5):
+            assert await body_of(upstream, backend.url(scheme=b"https"), slowly=slowly) == b"x" * size
+    await upstream.aclose()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_a_tls_connection_that_ends_as_soon_as_it_stands_has_no_response(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    trusted: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The end may come with the last message of the handshake, before anybody could ask."""
+    trusted.maximum_version = ssl.TLSVersion.TLSv1_2  # in which the backend has the last word
+
+    def script(served: Served) -> None:
+        served.end_tls()
+        served.wait_until_gone()
+
+    upstream = default_pool(10)
+    with RawBackend(script, context=trusted) as backend:
+        for _ in range(5):
+            with pytest.raises((httpcore.NetworkError, httpcore.RemoteProtocolError)):
+                await fetch(upstream, backend.url(scheme=b"https"))
+    await upstream.aclose()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])

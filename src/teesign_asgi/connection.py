@@ -13,6 +13,14 @@ piece, so that what arrived in one read leaves in one write. If nobody takes it,
 `HIGH_WATER` bytes, which slows the backend down. One timer watches for silence; it is set once, and when it fires it
 looks whether it was too early, so that chunks do not touch it.
 
+Over TLS the event loop decrypts what it has read from the socket, and asks for a buffer to do so. When the backend ends
+the connection it asks once, and drops what does not fit (CPython's `SSLProtocol._do_flush`): the rest, perhaps, of an
+answer that came whole. So each read has a buffer of its own there, with room for all that can come of it: what the loop
+says it holds, and a record of which OpenSSL has the beginning already. That is always a little more than comes, so
+nothing decrypted is left behind. It is bounded by what the loop holds: one read of its own, 256 KiB, and while nobody
+takes anything at most 512 KiB. And since the loop may be ending the connection whenever it calls, and cannot go on with
+one that has been aborted meanwhile, what it calls aborts on its next turn.
+
 A request's body that is there already, and small, goes out with its head. Any other is sent by a task of its own, so
 that a response which comes early is seen: an error stops the sending, anything else waits until all is sent, since
 whoever reads an answer may rely on the question having been asked. If that cannot be, there is no response.
@@ -45,12 +53,18 @@ LATE: Final = 0.1
 """Seconds by which a timer may be late without meaning that this process was paused."""
 
 
+MAX_RECORD: Final = 16 * 1024
+"""How many bytes one record of TLS holds at most (RFC 8446 section 5.1)."""
+
+_NOTHING: Final = memoryview(b"")
+
+
 class Connection(asyncio.BufferedProtocol):
     """A connection to one origin; `loop.create_connection` makes them.
 
     Args:
-        buffer: where what comes is read to, which connections of one event loop may share. Never those of two: while
-            one thread is in the kernel, another may read there too.
+        buffer: where what comes without TLS is read to, which connections of one event loop may share. Never those of
+            two: while one thread is in the kernel, another may read there too.
         on_idle: called when a response has been read and the connection may carry another request.
         on_closed: called once, when the connection is lost or closed.
     """
@@ -58,7 +72,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(
         self, buffer: memoryview, on_idle: Callable[[Connection], None], on_closed: Callable[[Connection], None]
     ) -> None:
-        self._buffer: Final = buffer
+        self._buffer = buffer
         self._on_idle: Final = on_idle
         self._on_closed: Final = on_closed
         self._loop: Final = asyncio.get_running_loop()
@@ -112,7 +126,8 @@ class Connection(asyncio.BufferedProtocol):
             httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError: if there is no response;
                 and whatever `body` raises. The connection is closed then.
         """
-        assert self._transport is not None
+        if self._transport is None:  # it was ended in the moment in which it stood
+            raise httpcore.RemoteProtocolError("The backend ended the connection without a response.")
         self._parser = parser = ResponseParser(is_head=is_head, is_tls=self._tls is not None)
         self._silence = math.inf if read_timeout is None else read_timeout
         self._transport.write(head)
@@ -167,6 +182,12 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(httpcore.ReadError("The connection to the backend was closed."))
         if self._transport is not None:
             self._transport.abort()
+
+    def _abort_soon(self) -> None:
+        """Close the connection from within a call of the event loop, which may be ending it and goes on after that."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._loop.call_soon(transport.abort)
 
     async def _close(self) -> None:
         self._parser = None
@@ -265,21 +286,26 @@ class Connection(asyncio.BufferedProtocol):
         self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, which TLS alone has
-        """Say where to read to."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where to read to; `sizehint` is how much there is to decrypt, and says nothing without TLS."""
+        if self._tls is not None:
+            self._buffer = memoryview(bytearray(sizehint + MAX_RECORD))
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes of the response. While idle there is none, and what comes belongs to nobody."""
+        data = self._buffer[:nbytes]
+        if self._tls is not None:
+            self._buffer = _NOTHING  # it may be a large one, and the connection idle for long
         parser = self._parser
         if parser is None:
-            self.abort()
+            self._abort_soon()
             return
         try:
-            parser.feed(self._buffer[:nbytes])
+            parser.feed(data)
         except BrokenResponseError as error:
             self._fail(error)
-            self.abort()
+            self._abort_soon()
             return
         if parser.buffered >= HIGH_WATER and not self._is_paused and self._transport is not None:
             self._is_paused = True
@@ -289,7 +315,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """Take the end of what the backend sends for the end of the connection; nothing more is sent to it."""
         self._end(None)
-        self.abort()
+        self._abort_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits, and the pool. The end of the connection may be the end of the response."""

@@ -149,7 +149,13 @@ ROWS: dict[str, Row] = {
     "compressed": Row("compressed although not asked", (BACKEND, f"{RESPONSES}test_encoded_responses")),
     # --- JSON
     "JSON cut": Row(
-        "a short length, no last chunk, a reset", (BACKEND, CUT, f"{RESPONSES}test_json_that_is_cut_short")
+        "a short length, no last chunk, a reset; but whole when the end of a TLS connection is right behind it",
+        (
+            BACKEND,
+            CUT,
+            f"{RESPONSES}test_json_that_is_cut_short",
+            "test_pools.py::test_a_whole_response_right_before_the_end_of_its_tls_connection_is_whole",
+        ),
     ),
     "JSON odd": Row(
         "not JSON; the id missing, a number, a megabyte long",
@@ -180,6 +186,7 @@ ROWS: dict[str, Row] = {
             "test_client_connection.py::test_a_stream_that_is_open_when_a_server_stops_does_not_look_whole",
             "test_hosts.py::test_a_server_that_ends_what_broke_off_is_refused",
             "test_pools.py::test_the_end_of_a_tls_connection_ends_no_response",
+            "test_pools.py::test_a_whole_response_right_before_the_end_of_its_tls_connection_is_whole",
         ),
     ),
     "stream beside others": Row(
