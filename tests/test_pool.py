@@ -34,6 +34,7 @@ from raw_backend import (
 )
 
 from teesign_asgi.connection import Connection
+from teesign_asgi.framing import BrokenResponseError
 from teesign_asgi.pool import Pool
 from teesign_asgi.upstream import Backend
 
@@ -434,7 +435,7 @@ async def test_closing_the_pool_closes_every_connection(ours: Pool) -> None:
         await fetch(ours, backend.url())
         response = await ours.handle_async_request(httpcore.Request("GET", backend.url(), headers=[HOST]))
         await ours.aclose()
-        with pytest.raises(httpcore.ReadError):
+        with pytest.raises(BrokenResponseError):
             await response.aread()
         await until(lambda: all(served.gone_at for served in backend.served))
 

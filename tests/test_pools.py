@@ -13,7 +13,7 @@ from typing import Any, Literal
 import anyio
 import httpcore
 import pytest
-from raw_backend import CHUNKED, HOST, OK, RawBackend, Served, always, answers, fetch, in_turn, pause, until
+from raw_backend import CHUNKED, HOST, OK, PATIENCE, RawBackend, Served, always, answers, fetch, in_turn, pause, until
 
 from teesign_asgi.errors import BackendError
 from teesign_asgi.framing import BrokenResponseError
@@ -190,6 +190,34 @@ async def test_a_success_for_a_part_of_the_request_is_none(
             async with backend.respond("POST", raw.url(), [], b"x" * (16 << 20)):
                 pass
         assert len(raw.served) == 1
+
+
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_a_request_whose_pool_is_closed_is_not_sent_again(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+) -> None:
+    """That looks like an idle connection which had ended, but it was us, and the generation may have begun."""
+    upstream, asked = default_pool(10), 0
+
+    def script(served: Served) -> None:
+        nonlocal asked
+        served.answer()
+        while served.read() != b"\r\n\r\n":
+            asked += 1
+
+    async def ask() -> None:
+        with pytest.raises(BackendError, match="closed"):
+            async with Backend(upstream, silence=5, clock=time.monotonic).respond("POST", raw.url(), [], b""):
+                pass
+
+    with RawBackend(script) as raw:
+        await fetch(upstream, raw.url())
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await until(lambda: asked == 1)
+                await upstream.aclose()
+        assert len(raw.served) == asked == 1
 
 
 AGREED: list[tuple[str, bytes, tuple[int, bytes]]] = [

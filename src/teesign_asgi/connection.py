@@ -177,9 +177,9 @@ class Connection(asyncio.BufferedProtocol):
         self._on_idle(self)
 
     def abort(self) -> None:
-        """Close the connection at once. A response that is not whole yet never will be."""
+        """Close the connection at once. A response that is not whole yet never will be, and is not asked for again."""
         if self._parser is not None and not self._parser.complete:
-            self._fail(httpcore.ReadError("The connection to the backend was closed."))
+            self._fail(BrokenResponseError("The connection to the backend was closed from this side.", "closed"))
         if self._transport is not None:
             self._transport.abort()
 

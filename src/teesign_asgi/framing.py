@@ -42,11 +42,12 @@ _VERSIONS: Final = ("1.0", "1.1")
 
 
 class BrokenResponseError(httpcore.RemoteProtocolError):
-    """What came is not a whole response. A connection that ends without a byte raises its base class instead.
+    """What came is no whole response. A connection that the backend ends without a byte raises its base class instead.
 
     Args:
         message: what is wrong. Quotes nothing of it.
-        kind: whether it is no response, or the beginning of one, after which the connection was closed or reset.
+        kind: whether it is no response, or the beginning of one, after which the connection was closed or reset. It is
+            "closed" from this side without any beginning, too.
 
     Attributes:
         kind: the same.

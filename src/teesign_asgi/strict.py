@@ -6,7 +6,8 @@ beginning of the next one, so that a second response of the backend would reach 
 is read from a connection is also shown to a `ResponseParser`, one for each response. What that one refuses never gets
 to httpcore; and where it says that a connection is not to be used again, or TLS holds more than that response, httpcore
 is told that the idle connection is readable, which is its own sign for one to be closed. A reset is told apart by
-whether anything of a response had come, since only a request to which nothing came may be sent again.
+whether anything of a response had come, since only a request to which nothing came may be sent again; and what is
+closed while a request waits, with its pool, is told apart from both.
 
 An answer that comes before the request has been sent is read only afterwards, as httpcore does. That something can be
 read would not do as a sign for it: it may be an interim response, after which the backend waits for the rest. httpcore
@@ -62,12 +63,15 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._parser: ResponseParser | None = None
         self._is_spoilt = False
         self._is_cut = False
+        self._is_closed = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's interface
         """Read some bytes; raises `BrokenResponseError` if they do not continue a response, or end before it does."""
         try:
             data = await self._stream.read(max_bytes, timeout)
         except httpcore.ReadError:
+            if self._is_closed:
+                raise BrokenResponseError("The connection was closed from this side.", "closed") from None
             if self._parser is not None and self._parser.begun:
                 raise BrokenResponseError("The backend reset the connection within its response.", "reset") from None
             raise
@@ -94,7 +98,8 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise
 
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Close the connection. A request that waits for its response fails, and is not to be sent again."""
+        self._is_closed = True
         await self._stream.aclose()
 
     async def start_tls(

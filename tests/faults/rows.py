@@ -59,6 +59,7 @@ ROWS: dict[str, Row] = {
             f"{CLIENT}test_half_an_answer_is_not_asked_for_again",
             f"{RESPONSES}test_a_request_is_sent_again_only_once",
             "test_pools.py::test_a_reset_within_the_head_is_told_apart",
+            "test_pools.py::test_a_request_whose_pool_is_closed_is_not_sent_again",
         ),
     ),
     # --- uploads
