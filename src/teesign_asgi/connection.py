@@ -98,7 +98,10 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def has_unread(self) -> bool:
-        """Whether something waits that the event loop has not read yet: while idle, nobody's answer, or the end."""
+        """Whether something waits that the event loop has not read yet: while idle, nobody's answer, or the end.
+
+        Over TLS not all that waits is seen; see `has_unread_tls`.
+        """
         return bool(self._poll.poll(0)) or (self._tls is not None and has_unread_tls(self._tls))
 
     async def exchange(
@@ -385,7 +388,9 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
 def has_unread_tls(tls: ssl.SSLObject) -> bool:
     """Whether something has been read from a connection's socket that TLS has not handed out: bytes, or the end.
 
-    A byte is lost by looking, so what holds any is not to be used again.
+    A byte is lost by looking, so what holds any is not to be used again. A record of which only a part has come is not
+    seen: OpenSSL has taken it from the socket, and Python has no way to ask it (`SSL_has_pending`). What it brings when
+    the rest comes is taken for the answer to the request that was sent meanwhile, as anything is that comes after it.
     """
     try:
         tls.read(1)

@@ -4,10 +4,10 @@ Theory of operation. httpcore parses with h11, which is content with more than `
 beside chunks, longer heads, any number of interim ones, and, worst, it keeps what came behind a response for the
 beginning of the next one, so that a second response of the backend would reach whoever asks next. Here every byte that
 is read from a connection is also shown to a `ResponseParser`, one for each response. What that one refuses never gets
-to httpcore; and where it says that a connection is not to be used again, or TLS holds more than that response, httpcore
-is told that the idle connection is readable, which is its own sign for one to be closed. A reset is told apart by
-whether anything of a response had come, since only a request to which nothing came may be sent again; and what is
-closed while a request waits, with its pool, is told apart from both.
+to httpcore; and where it says that a connection is not to be used again, or TLS holds more than that response (see
+`has_unread_tls` for how much of that is seen), httpcore is told that the idle connection is readable, which is its own
+sign for one to be closed. A reset is told apart by whether anything of a response had come, since only a request to
+which nothing came may be sent again; and what is closed while a request waits, with its pool, is told apart from both.
 
 An answer that comes before the request has been sent is read only afterwards, as httpcore does. That something can be
 read would not do as a sign for it: it may be an interim response, after which the backend waits for the rest. httpcore

@@ -163,7 +163,7 @@ ROWS: dict[str, Row] = {
         (BACKEND, f"{RESPONSES}test_json_without_a_usable_id", f"{RESPONSES}test_long_ids"),
     ),
     "JSON and more": Row(
-        "bytes behind the end: the next client never sees them",
+        "bytes behind the end: the next client never sees them; over TLS, if a whole record of them has come by then",
         (
             BACKEND,
             "faults/test_backend_faults.py::test_a_second_response_later",
@@ -366,7 +366,7 @@ ROWS: dict[str, Row] = {
         "how requests are told apart is the server's: hypercorn answers some with 501",
     ),
     "5 second response": Row(
-        "a second response behind the first",
+        "a second response behind the first; over TLS, if a whole record of it has come before the next request",
         (
             BACKEND,
             "faults/test_backend_faults.py::test_a_second_response_later",
