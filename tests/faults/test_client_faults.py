@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -171,15 +171,20 @@ def settings_of_the_server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @contextmanager
-def impatient_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """Run a server like that of `teesign serve`, but for the time in which a head must come: half a second."""
+def commands_server(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Iterator[Bench]:
+    """Run a server like that of `teesign serve`, but for these changes to what it does with connections."""
     settings = settings_of_the_server(monkeypatch)
     http1: HTTP1Settings = settings["http1_settings"]
     assert http1.header_read_timeout <= 30_000
-    settings["http1_settings"] = replace(http1, header_read_timeout=500)
+    settings["http1_settings"] = replace(http1, **changes)
     monkeypatch.setattr(servers, "Granian", partial(Granian, **settings))
     with bench("granian") as made:
         yield made
+
+
+def impatient_server(monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[Bench]:
+    """Run such a server that gives a head half a second."""
+    return commands_server(monkeypatch, header_read_timeout=500)
 
 
 def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +212,44 @@ def test_a_connection_that_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, beg
     with impatient_server(monkeypatch) as made, made.connect() as wire:
         wire.send(begun)
         wire.wait_for_end(10)
+
+
+def request_with_lines(count: int) -> bytes:
+    """Return a request with so many header lines."""
+    return request_bytes("GET", "/v1/x", None, b"Connection: close", *[b"X: 0"] * (count - 3), token=TOKEN)
+
+
+def request_with_head_of(size: int) -> bytes:
+    """Return a request of so many bytes, without a body."""
+    shortest = request_bytes("GET", "/v1/x", None, b"Connection: close", b"X: ", token=TOKEN)
+    return shortest.replace(b"X: ", b"X: " + b"0" * (size - len(shortest)))
+
+
+@pytest.mark.parametrize(
+    ("largest", "larger"),
+    [
+        (request_with_lines(100), request_with_lines(101)),
+        (request_with_head_of(32 << 10), request_with_head_of((32 << 10) + 1)),
+    ],
+    ids=["lines", "bytes"],
+)
+def test_the_largest_head(monkeypatch: pytest.MonkeyPatch, largest: bytes, larger: bytes) -> None:
+    """The server that `teesign serve` runs serves a head within these limits, and may refuse one beyond them by itself.
+
+    How many bytes that is depends on how they come: a head is refused when so many are there and it is not over.
+    """
+    with commands_server(monkeypatch) as made, made.case() as case:
+        with made.connect() as wire:
+            wire.send(largest[:-2], largest[-2:], pause=0.05)
+            case.report(largest, wire.response("GET"), "signed")
+        with made.connect() as wire:
+            wire.send(larger[: len(largest)])
+            time.sleep(0.05)
+            wire.send_all_that_is_taken(larger[len(largest) :])
+            refused = wire.response("GET")
+        assert (refused.status, refused.body, refused.header(b"x-request-id")) == (431, b"", None)
+        assert len(made.backend.calls) == 1
+        assert 'status="431"' not in made.client.get("/metrics").body.decode()
 
 
 @pytest.mark.parametrize("kind", MAIN_KINDS)
