@@ -400,17 +400,19 @@ def test_an_answer_in_small_packets(fresh: Bench, name: str, fault: Fault) -> No
 
 def test_an_upload_whose_line_stalls(impatient: Bench) -> None:
     """A backend that takes nothing is given up after the silence limit, and the client is told."""
-    if impatient.kind == "hypercorn-trio":
-        pytest.skip("hypercorn does not end a request whose body is not read to its end")
+    is_on_trio = impatient.kind == "hypercorn-trio"
+    # More than sockets hold; on trio they hold little, and hypercorn does not end a request of which more is unread.
+    size = 512 << 10 if is_on_trio else 48 << 20
+    before = impatient.metric('teesign_backend_errors_total{kind="timeout"}')
     with impatient.case(Call.wait_until_gone) as case:
         impatient.line.requests = Fault(stall_at=100)
-        upload = request_bytes("POST", "/v1/other", bytes(48 << 20), token=TOKEN)  # more than sockets hold
-        before = impatient.metric('teesign_backend_errors_total{kind="timeout"}')
+        upload = request_bytes("POST", "/v1/other", bytes(size), token=TOKEN)
         with impatient.connect() as wire:
             wire.send_all_that_is_taken(upload, patience=10 * SILENCE)
             response = wire.response()
-            if response.status:  # a server that closes with something unread may tear its own answer down
+            if response.status or is_on_trio:  # a server that closes with something unread may tear its answer down
                 case.report(upload, response, "error")
-        assert impatient.metric('teesign_backend_errors_total{kind="timeout"}') == before + 1
+                assert response.status == 500
         impatient.line.requests = CLEAN
         impatient.line.reset_all()  # the kernel goes on offering what the proxy has given it
+    assert impatient.metric('teesign_backend_errors_total{kind="timeout"}') == before + 1
