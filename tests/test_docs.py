@@ -22,18 +22,26 @@ from servers import TOKEN, serve
 from soak.__main__ import FIGURES
 from teesign import Exchange, MalformedError, VerifiedExchange, verify_answer
 from teesign.client import VerifyingTransport
+from teesign.sse import MAX_EVENT, MAX_HELD
 from teesign.testing import counting_random, fixed_pair
 from teesign.verify.bundle import BUNDLE_FORMAT, EvidenceBundle, encode_bundle
 from teesign.verify.policy import Policy, parse_policy, policy_members
+from teesign_asgi.bodies import MAX_EMPTY_TOOL_CALLS, MAX_OBJECTS
+from teesign_asgi.cli.serve import _HTTP1_BUFFER
+from teesign_asgi.connection import HIGH_WATER
+from teesign_asgi.http import PIECE
 from teesign_asgi.metrics import Metrics
 from teesign_asgi.observe import backend_error_fields
+from teesign_asgi.pool import _READ_SIZE
 from teesign_asgi.relay import _NAMED_REQUEST_HEADERS, _NAMED_RESPONSE_HEADERS, Outcome
 from teesign_asgi.routes import ENDPOINTS, Handling
 from teesign_asgi.settings import VARIABLES, Settings
+from teesign_asgi.upstream import CONNECT_TIMEOUT, STALE_WINDOW
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+CONTRACT = " ".join((ROOT / "docs" / "wire-contract.md").read_text().split())
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 VERIFYING = (ROOT / "docs" / "verifying.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -269,10 +277,32 @@ def test_the_operators_page_names_every_event() -> None:
 
 def test_the_contract_names_the_headers_that_named_endpoints_pass_on() -> None:
     """In both directions."""
-    sentences = " ".join((ROOT / "docs" / "wire-contract.md").read_text().split())
-    to_backend, to_client = re.findall(r"Named endpoints pass on (.*?)[.;] ", sentences)
+    to_backend, to_client = re.findall(r"Named endpoints pass on (.*?)[.;] ", CONTRACT)
     assert re.findall(r"`(.*?)`", to_backend) == [name.decode() for name in _NAMED_REQUEST_HEADERS]
     assert re.findall(r"`(.*?)`", to_client) == sorted(name.decode() for name in _NAMED_RESPONSE_HEADERS)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "limit", "value"),
+    [
+        ("If there is no connection in 10 seconds,", CONNECT_TIMEOUT, 10),
+        ("that ends within 0.2 seconds, before a byte", STALE_WINDOW, 0.2),
+        ("so does an event of more than 32 MiB", MAX_EVENT, 32 << 20),
+        ("or of more than 32 KiB together with the request line", _HTTP1_BUFFER, 32 << 10),
+        ("A body with more than 4,096 such lists", MAX_EMPTY_TOOL_CALLS, 4_096),
+        ("or more than 100,000 opening braces", MAX_OBJECTS, 100_000),
+    ],
+)
+def test_the_contract_names_the_limits_of_the_code(sentence: str, limit: float, value: float) -> None:
+    """Tests set these lower, so that none would notice another value."""
+    assert sentence in CONTRACT
+    assert limit == value
+
+
+def test_what_is_held_for_a_client_that_reads_slowly() -> None:
+    """All the places in which a response waits hold 256 KiB at most, beside what the kernel does."""
+    read_from_the_backend = HIGH_WATER + _READ_SIZE
+    assert read_from_the_backend + MAX_HELD + PIECE + _HTTP1_BUFFER <= 256 << 10
 
 
 def test_the_page_for_the_far_end_names_every_member() -> None:
