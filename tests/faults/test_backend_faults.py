@@ -62,6 +62,7 @@ class Row:
         given_up: whether the proxy must close the backend's connection and never use it again.
         target: where the request goes.
         status: the status that the client must see.
+        chat_id: the id in the body by which the signature must be found as well, if any.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Row:
     given_up: bool = True
     target: str = CHAT
     status: int = 200
+    chat_id: str | None = None
 
 
 def says(*data: bytes, then: Callable[[Call], object] = Call.wait_until_gone) -> Script:
@@ -203,6 +205,7 @@ STREAMS = [
         "signed",
         LARGE_EVENT,
         given_up=False,
+        chat_id="large",
     ),
     Row(
         "a second response behind [DONE]",
@@ -288,8 +291,11 @@ def test_a_backend_that(running: Bench, row: Row) -> None:
         row.script(call)
 
     with running.case(script) as case:
-        response = case.exchange(chat_request(target=row.target), row.ending, body=row.body)
+        request = chat_request(target=row.target)
+        response = case.exchange(request, row.ending, body=row.body)
         assert response.status == row.status
+        if row.chat_id is not None:
+            running.assert_covers(running.signature_text(row.chat_id), request, response)
         if row.given_up:
             case.gave_up()
 
