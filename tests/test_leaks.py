@@ -36,13 +36,15 @@ def canary(name: str) -> str:
     return f"{name}canary7d1f {name}k\u00e4fig'{name}9e\""
 
 
-PROMPT, COMPLETION, UPLOAD, MODEL, BODY_ID = map(canary, ("prompt", "completion", "upload", "model", "bodyid"))
+PROMPT, COMPLETION, UPLOAD, MODEL, BODY_ID, ARGUMENTS = map(
+    canary, ("prompt", "completion", "upload", "model", "bodyid", "arguments")
+)
 TOKEN = "tokencanary7d1f"
 FILE_NAME, HEADER, QUERY, BACKEND_HEADER = (
     f"{name}canary7d1f" for name in ("filename", "header", "query", "backendheader")
 )
 
-IN_BODIES = [PROMPT, COMPLETION, UPLOAD, MODEL, BODY_ID, TOKEN, FILE_NAME]
+IN_BODIES = [PROMPT, COMPLETION, UPLOAD, MODEL, BODY_ID, ARGUMENTS, TOKEN, FILE_NAME]
 ANYWHERE = [*IN_BODIES, HEADER, QUERY, BACKEND_HEADER]
 
 
@@ -72,6 +74,11 @@ def assert_clean(text: str, canaries: list[str]) -> None:
     found = {form for each in canaries for form in forms(each) if form.lower() in lower}
     assert not found
 
+
+TOOL_CALLS = [
+    {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": json.dumps({"for": ARGUMENTS})}}
+]
+"""Tool calls as OpenAI's clients and engines write them: the arguments are JSON in a string."""
 
 ECHOES: dict[str, bytes] = {
     "pydantic": json.dumps(
@@ -136,8 +143,11 @@ def _garbage(call: Call) -> None:
 
 SCRIPTS: list[Script] = [
     *(echo(status, body) for status in (400, 500) for body in ECHOES.values()),
-    json_answer(json.dumps({"id": BODY_ID, "text": COMPLETION}).encode()),
-    event_stream(json.dumps({"text": COMPLETION}).join(("data: ", "\n\ndata: [DONE]\n\n")).encode()),
+    *(echo(400, json.dumps({"error": {"message": text}}).encode()) for text in (ARGUMENTS, json.dumps(TOOL_CALLS))),
+    json_answer(json.dumps({"id": BODY_ID, "text": COMPLETION, "tool_calls": TOOL_CALLS}).encode()),
+    event_stream(
+        json.dumps({"text": COMPLETION, "tool_calls": TOOL_CALLS}).join(("data: ", "\n\ndata: [DONE]\n\n")).encode()
+    ),
     answer(200, COMPLETION.encode(), f"content-type: {BACKEND_HEADER}".encode()),
     answer(307, COMPLETION.encode(), f"location: http://{BACKEND_HEADER}/".encode()),
     _broken,
@@ -159,7 +169,12 @@ def sing(port: int, backend: Backend) -> str:
         ("traceparent", HEADER),
         ("Referer", f"http://x/?{HEADER}"),
     ]
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}).encode()
+    messages = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": None, "tool_calls": TOOL_CALLS},
+        {"role": "tool", "tool_call_id": "call_1", "content": ARGUMENTS, "tool_calls": []},
+    ]
+    body = json.dumps({"model": MODEL, "messages": messages}).encode()
     upload, content_type = multipart(UPLOAD.encode(), FILE_NAME)
     for script in SCRIPTS:
         backend.play(script)

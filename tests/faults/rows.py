@@ -433,6 +433,7 @@ ROWS: dict[str, Row] = {
             "test_leaks.py::test_logs_and_metrics_of_the_app",
             "test_leaks.py::test_output_of_the_process",
             "test_observe.py::test_nothing_but_known_words_is_left",
+            "test_logs.py::test_records_of_others_are_written_in_known_words",
             "test_nvidia.py::test_failure_is_typed_and_the_next_call_works",
         ),
     ),
