@@ -474,6 +474,7 @@ ROWS: dict[str, Row] = {
             f"{CONFIGURATION}test_canned_evidence_is_said_aloud",
             f"{CONFIGURATION}test_a_simulator_is_said_aloud",
             "test_attestation.py::test_a_report_says_if_any_part_is_simulated",
+            "test_choice_of_sources.py::test_quotes_of_a_simulator_are_marked",
             "test_attested_server.py::test_a_report_about_a_random_key_is_marked",
         ),
     ),
