@@ -459,10 +459,11 @@ ROWS: dict[str, Row] = {
         NO_SERVER,
     ),
     "17 nonces": Row(
-        "length, alphabet, repeats; quote and evidence for the same one",
+        "length, alphabet, repeats, a megabyte; quote and evidence for the same one",
         (
             f"{ATTESTATION}test_a_hundred_callers_get_their_own_nonces",
             f"{ATTESTATION}test_bad_nonces",
+            f"{WIRE}test_a_nonce_of_a_megabyte",
             f"{ATTESTATION}test_repeated_nonces",
             "test_contract_attestation.py::test_a_crowd_with_nonces",
         ),

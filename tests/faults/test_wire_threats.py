@@ -322,3 +322,11 @@ def test_a_token_of_a_megabyte(served: Bench) -> None:
         )
         assert all(response.status in (400, 401, 431) for response in answers(wire))
         assert not served.backend.calls
+
+
+def test_a_nonce_of_a_megabyte(served: Bench) -> None:
+    """The server refuses it, or the app does; the next request is answered."""
+    target = f"/v1/attestation/report?nonce={'0' * (1 << 20)}"
+    with served.case(), served.connect() as wire:
+        wire.send_all_that_is_taken(request_bytes("GET", target, None, token=TOKEN))
+        assert all(400 <= response.status <= 499 for response in answers(wire))
