@@ -91,6 +91,7 @@ ROWS: dict[str, Row] = {
         (
             f"{STALLS}test_a_slow_but_steady_upload",
             f"{CLIENT}test_a_slow_but_steady_upload",
+            f"{CLIENT}test_a_hundred_megabytes_that_come_slowly",
             f"{CLIENT}test_a_slow_head",
         ),
     ),

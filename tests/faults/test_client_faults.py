@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import select
 import threading
@@ -23,6 +24,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server as Granian
 from raw_client import connect, request_bytes
 from servers import MAIN_KINDS, TOKEN, Kind
+from wire import sha256
 
 from teesign_asgi.cli import serve
 
@@ -266,6 +268,27 @@ def test_a_slow_but_steady_upload(kind: Kind) -> None:
             wire.send(upload(body=body))
             case.report(upload(body=body), wire.response(), "signed")
         assert made.backend.call.body == body
+
+
+@pytest.mark.parametrize("kind", MAIN_KINDS)
+def test_a_hundred_megabytes_that_come_slowly(kind: Kind) -> None:
+    """An upload of the default limit is signed, although it takes twice as long as a client may be silent."""
+    size, piece, silence = 100 << 20, b"speech.." * 128 * 1024, 0.75
+    with (
+        bench(kind, client_body_timeout=silence, max_audio_request_bytes=size) as made,
+        made.case(),
+        made.connect() as wire,
+    ):
+        begun = time.monotonic()
+        wire.send(upload(b"Content-Length: %d" % size), *[piece] * (size // len(piece)), pause=2.1 * silence / 100)
+        response = wire.response()
+        assert response.status == 200
+        assert time.monotonic() - begun > 2 * silence
+        digest = hashlib.sha256()
+        for _ in range(size // len(piece)):
+            digest.update(piece)
+        own = (response.header(b"x-signature-id") or b"").decode()
+        assert made.signature_text(own) == f"{digest.hexdigest()}:{sha256(response.body)}"
 
 
 def test_a_slow_reader(running: Bench) -> None:
