@@ -48,6 +48,12 @@ def test_a_protection_of_every_row_is_taken_away(name: str) -> None:
         assert any(test.partition("[")[0] in ROWS[name].tests for test in sabotage.tests), sabotage
 
 
+def test_the_page_says_how_many_protections_are_taken_away() -> None:
+    """It gives the number."""
+    page = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert f"`nox -s sabotage` takes {len(SABOTAGES)} protections away" in page
+
+
 def test_every_row_is_shown_under_each_server_or_says_why_not() -> None:
     """As pytest finds its tests, whose parameters name the servers."""
     files = sorted({test.partition("::")[0] for row in ROWS.values() for test in row.tests})
