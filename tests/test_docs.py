@@ -300,7 +300,7 @@ def test_the_contract_names_the_limits_of_the_code(sentence: str, limit: float, 
 
 
 def test_what_is_held_for_a_client_that_reads_slowly() -> None:
-    """All the places in which a response waits hold 256 KiB at most, beside what the kernel does."""
+    """All the places in which a response waits hold 256 KiB at most, beside what the kernel and TLS do."""
     read_from_the_backend = HIGH_WATER + _READ_SIZE
     assert read_from_the_backend + MAX_HELD + PIECE + _HTTP1_BUFFER <= 256 << 10
 
