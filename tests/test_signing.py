@@ -30,7 +30,6 @@ from teesign import (
     SigningAlgorithm,
     SigningPair,
     TeesignError,
-    TextVersion,
     UsageError,
     VerificationError,
     recover_ecdsa_address,
@@ -290,41 +289,6 @@ def test_generated_pairs_take_two_different_keys_from_the_random_source() -> Non
     pair = SigningPair.generate(counting_random())
     expected = SigningPair.from_secrets((1).to_bytes(32, "big"), (2).to_bytes(32, "big"))
     assert pair.sign(TEXT) == expected.sign(TEXT)
-
-
-@pytest.mark.parametrize(
-    ("version", "model", "expected"),
-    [
-        ("v1", "", "aa:bb"),
-        ("v1", "some/model", "aa:bb"),
-        ("v2", "some/model", "some/model:aa:bb"),
-        ("v2", "with:colon", "with:colon:aa:bb"),
-    ],
-)
-def test_the_signed_text(version: TextVersion, model: str, expected: str) -> None:
-    """The model's name is part of version 2 only."""
-    assert signed_text("aa", "bb", version=version, model=model) == expected
-
-
-def test_the_signed_text_is_the_first_form_by_default() -> None:
-    """Which needs no name."""
-    assert signed_text("a", "b") == "a:b"
-
-
-@pytest.mark.parametrize(
-    ("version", "model", "code"),
-    [
-        ("v2", "", "bad_model"),
-        ("v2", "\ud800", "bad_model"),
-        ("v3", "m", "bad_text_version"),
-        ("", "", "bad_text_version"),
-    ],
-)
-def test_a_text_that_an_exchange_would_refuse_is_not_made(version: Any, model: str, code: str) -> None:
-    """A form that does not exist, or a name that none is: with the codes that an exchange has for them."""
-    with pytest.raises(UsageError) as caught:
-        signed_text("a", "b", version=version, model=model)
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("v", [0, 1])
