@@ -203,6 +203,7 @@ NOT_AN_AUTHORITY = Authority("GH100", NVIDIA.gpu, ca=False, curve=ec.SECP384R1()
 EXPIRED = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_after=datetime(2029, 6, 1, tzinfo=UTC))
 TO_COME = Authority("GH100", NVIDIA.model, ca=False, curve=ec.SECP384R1(), not_before=datetime(2031, 6, 1, tzinfo=UTC))
 P256 = Authority("GH100", NVIDIA.model, ca=False)
+UNDER_P256 = Authority("GH100", Authority("NVIDIA GH100 Identity", NVIDIA.root), ca=False, curve=ec.SECP384R1())
 X400_NAME = der(0x30, der(0xA3, b""))
 ODD_NAME = Authority("X", NVIDIA.root, curve=ec.SECP384R1(), extra=[("2.5.29.17", X400_NAME)])
 ECDSA_WITH_SHA384, UNKNOWN_ALGORITHM = oid("1.2.840.10045.4.3.3"), oid("1.2.840.10045.4.3.9")
@@ -274,6 +275,7 @@ DEFECTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "gpus",
     ),
     "gpu-issued-by-a-gpu": (with_gpu(NVIDIA.item(NONCE, NOT_AN_AUTHORITY)), "gpu_chain_invalid", "gpus"),
+    "gpu-issued-on-another-curve": (with_gpu(NVIDIA.item(NONCE, UNDER_P256)), "gpu_chain_invalid", "gpus"),
     "gpu-certificate-expired": (with_gpu(NVIDIA.item(NONCE, EXPIRED)), "gpu_certificate_expired", "gpus"),
     "gpu-certificate-to-come": (with_gpu(NVIDIA.item(NONCE, TO_COME)), "gpu_certificate_expired", "gpus"),
     "gpu-expired-with-a-gap": (
@@ -436,6 +438,54 @@ def test_a_defect_is_found_by_its_step(defect: str) -> None:
     """Each fails in the step that is there for it, with its code."""
     report, code, step = DEFECTS[defect]
     assert failure(report) == (code, step)
+
+
+class CountedCertificate:
+    """A certificate that counts how often the signature of any is checked."""
+
+    checked = 0
+
+    def __init__(self, certificate: x509.Certificate) -> None:
+        self._certificate = certificate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._certificate, name)
+
+    def verify_directly_issued_by(self, issuer: CountedCertificate) -> None:
+        """Check it, and count."""
+        CountedCertificate.checked += 1
+        self._certificate.verify_directly_issued_by(issuer._certificate)
+
+
+SELF_SIGNED = Authority("X", curve=ec.SECP384R1()).pem
+FLOODS: dict[str, tuple[list[dict[str, str]], str, int]] = {
+    # what is sent, its code, and how many certificates' signatures it may take to tell
+    "long-chain": ([NVIDIA.item(NONCE, chain=SELF_SIGNED * 2000 + NVIDIA.root.pem)], "gpu_chain_invalid", 0),
+    "chain-of-eleven": (
+        [NVIDIA.item(NONCE, chain=SELF_SIGNED * 10 + NVIDIA.root.pem)],
+        "gpu_chain_invalid",
+        0,
+    ),
+    "chain-of-ten": ([NVIDIA.item(NONCE, chain=SELF_SIGNED * 9 + NVIDIA.root.pem)], "gpu_chain_invalid", 9),
+    "much-between-certificates": (
+        [NVIDIA.item(NONCE, chain=NVIDIA.gpu.pem + b"\n" * 100_000 + NVIDIA.model.pem)],
+        "gpu_chain_invalid",
+        0,
+    ),
+    "many-gpus": ([ITEM] * 500, "gpu_duplicate", 4),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_certificates_costs_little_time(flood: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing vouches for the GPU evidence before it is verified: anybody on the way can put in what takes long."""
+    items, code, most = FLOODS[flood]
+    load = x509.load_pem_x509_certificates
+    monkeypatch.setattr(CountedCertificate, "checked", 0)
+    monkeypatch.setattr(x509, "load_pem_x509_certificates", lambda pem: [CountedCertificate(one) for one in load(pem)])
+    report = edited(nvidia_payload=json.dumps({"nonce": NONCE.hex(), "evidence_list": items}))
+    assert failure(report) == (code, "gpus")
+    assert CountedCertificate.checked <= most
 
 
 def test_steps_before_the_failure_are_reported() -> None:

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 from cryptography import x509
@@ -33,6 +33,11 @@ _GET_MEASUREMENTS: Final = b"\x11\xe0"
 _MEASUREMENTS: Final = b"\x11\x60"
 _SIGNATURE_LENGTH: Final = 96
 _MAX_CHAIN: Final = 10
+"""Most certificates in a GPU's chain; NVIDIA's have five, of less than 1.5 KiB each."""
+
+_MAX_PEM: Final = 32 * 1024
+"""Longest chain that is read, in bytes."""
+
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -118,18 +123,21 @@ def verify_gpu_evidence(
             `gpu_certificate_expired`, `gpu_untrusted_root`, `gpu_signature_mismatch`, or `gpu_duplicate` where one GPU
             appears twice.
     """
-    gpus = tuple(_verify_gpu(item, nonce, now, root_sha256) for item in evidence)
     # By their keys: of a certificate that is signed with ECDSA anybody can make a second one, with n - s for s.
-    if len({gpu.key_sha256 for gpu in gpus}) != len(gpus):
-        raise VerificationError("The same GPU appears twice in the evidence.", code="gpu_duplicate")
-    return gpus
+    gpus: dict[str, VerifiedGpu] = {}
+    for item in evidence:
+        gpu = _verify_gpu(item, nonce, now, root_sha256)
+        if gpu.key_sha256 in gpus:  # at once, so that who repeats one a thousand times costs no more time than for two
+            raise VerificationError("The same GPU appears twice in the evidence.", code="gpu_duplicate")
+        gpus[gpu.key_sha256] = gpu
+    return tuple(gpus.values())
 
 
 def _verify_gpu(item: Mapping[str, Any], nonce: bytes, now: float, root_sha256: str) -> VerifiedGpu:
     try:
         pem = base64.b64decode(item["certificate"], validate=True)
         report = parse_spdm_report(base64.b64decode(item["evidence"], validate=True))
-        chain = x509.load_pem_x509_certificates(pem)
+        chain = _read_chain(pem)
     except (KeyError, *_UNREADABLE) as error:
         raise VerificationError(
             "The GPU evidence lacks a certificate chain (PEM) or a report, in base64.", code="gpu_bad_evidence"
@@ -145,23 +153,32 @@ def _verify_gpu(item: Mapping[str, Any], nonce: bytes, now: float, root_sha256: 
     )
 
 
+def _read_chain(pem: bytes) -> list[x509.Certificate]:
+    if len(pem) > _MAX_PEM or len(chain := x509.load_pem_x509_certificates(pem)) > _MAX_CHAIN:
+        raise VerificationError("A GPU's certificate chain is longer than any of NVIDIA's.", code="gpu_chain_invalid")
+    return chain
+
+
 def _verify_chain(chain: Sequence[x509.Certificate], now: float, root_sha256: str) -> None:
-    """Check a chain from the leaf to the pinned root (RFC 5280 section 6, as far as these certificates use it)."""
+    """Check a chain from the leaf to the pinned root (RFC 5280 section 6, as far as these certificates use it).
+
+    Anybody can have made them, in such a way that they take long: each is looked at before its key is used.
+    """
     if not hmac.compare_digest(sha256(chain[-1].public_bytes(Encoding.DER)).hexdigest(), root_sha256.lower()):
         raise VerificationError(
             "A GPU's certificate chain does not end in the trusted root.", code="gpu_untrusted_root"
         )
     try:
-        may_issue = len(chain) <= _MAX_CHAIN
         for depth, (certificate, issuer) in enumerate(pairwise(chain)):
+            if not _may_issue(issuer, depth):
+                raise VerificationError(
+                    "A GPU's certificate was issued by one that must not issue.", code="gpu_chain_invalid"
+                )
             certificate.verify_directly_issued_by(issuer)
-            may_issue = may_issue and _may_issue(issuer, depth)
     except (InvalidSignature, *_UNREADABLE) as error:
         raise VerificationError(
             "A GPU's certificate chain does not hold together.", code="gpu_chain_invalid"
         ) from error
-    if not may_issue:
-        raise VerificationError("A GPU's certificate was issued by one that must not issue.", code="gpu_chain_invalid")
     if not all(
         certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp()
         for certificate in chain
@@ -170,15 +187,25 @@ def _verify_chain(chain: Sequence[x509.Certificate], now: float, root_sha256: st
 
 
 def _may_issue(issuer: x509.Certificate, below: int) -> bool:
-    """Tell whether a certificate is an authority's, with this many authorities between it and the leaf."""
+    """Tell whether a certificate is an authority's, with this many authorities between it and the leaf.
+
+    And with a key like NVIDIA's: an RSA key could be such that one signature takes a second.
+    """
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return False
     return (
-        constraints.ca and usage.key_cert_sign and (constraints.path_length is None or below <= constraints.path_length)
+        constraints.ca
+        and usage.key_cert_sign
+        and (constraints.path_length is None or below <= constraints.path_length)
+        and _is_p384(issuer.public_key())
     )
+
+
+def _is_p384(key: Any) -> TypeGuard[ec.EllipticCurvePublicKey]:
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
 
 
 def _verify_signature(leaf: x509.Certificate, report: SpdmReport) -> None:
@@ -186,7 +213,7 @@ def _verify_signature(leaf: x509.Certificate, report: SpdmReport) -> None:
     half = _SIGNATURE_LENGTH // 2
     r, s = (int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:]))
     try:
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        if not _is_p384(key):
             raise InvalidSignature
         key.verify(encode_dss_signature(r, s), report.signed_part, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature as error:
