@@ -7,6 +7,7 @@ runs as in production, with evidence that verifies up to the test's authorities;
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ pytest.importorskip("openai", reason=WHY_SKIPPED)
 import httpx  # noqa: E402
 import httpx2  # noqa: E402
 import openai  # noqa: E402
+from backend import Backend  # noqa: E402
 from changes import MAIN_CHANGES, Row  # noqa: E402
 from engines import CHAT, TOKEN, attested_server, running_engine, running_server  # noqa: E402
 from far_end import clock, trust  # noqa: E402
@@ -33,6 +35,7 @@ from teesign.client import AsyncVerifyingTransport, VerifiedResponse, VerifyingT
 from teesign.verify.policy import UnsafeSimulatedPolicy  # noqa: E402
 
 FAMILIES = [httpx, httpx2]
+VERIFYING = (Path(__file__).parents[1] / "docs" / "verifying.md").read_text()
 ASKED: dict[str, Any] = {"model": "tiny", "messages": CHAT, "max_tokens": 12}
 # The helper for streams refuses an answer that was cut off; a model of random weights has to be told to end.
 ENDED: dict[str, Any] = {**ASKED, "logit_bias": {str(END): 100}}
@@ -297,3 +300,22 @@ async def test_a_man_in_the_middle_is_caught_asynchronously(middle: MiddleMan, r
             await ask()
         assert caught.value.code == row.code
     assert not results
+
+
+@pytest.mark.parametrize("what", ["responses", "realtime"])
+def test_the_client_that_the_page_shows_opens_no_websocket_around_the_transport(what: str) -> None:
+    """It opens them through another library: only their address can keep token and prompt from an unattested server."""
+    pytest.importorskip("websockets", reason=WHY_SKIPPED)
+    (shown,) = re.findall(r"```python\n(import httpx2 .*?)^stream = ", VERIFYING, re.DOTALL | re.MULTILINE)
+    with Backend() as stranger:
+        names: dict[str, Any] = {"policy_json": "{}", "url": stranger.url, "token": TOKEN}
+        exec(shown, names)
+        model = {"model": "tiny"} if what == "realtime" else {}
+        with (
+            names["client"] as client,
+            pytest.raises(Exception, match="scheme") as caught,
+            getattr(client, what).connect(**model),
+        ):
+            pass
+        assert stranger.connections == 0
+    assert TOKEN not in str(caught.value)

@@ -165,7 +165,8 @@ class VerifyingTransport(_Configured, _Transport):
     needs a second one to be verified. The library's own is made twice for that.
 
     A client uses it for what it has no other way for: `proxy=` and `mounts=` of the client take requests away from it,
-    and then nothing is verified. The environment's proxies are not used. Give the proxy here.
+    and then nothing is verified. The environment's proxies are not used. Give the proxy here. Websockets of the OpenAI
+    client do not come here either: make it with `websocket_base_url="no://websockets"`, which has them fail.
 
     Args:
         trust: the policy; or a `Trust`, where collateral does not come from Intel.
