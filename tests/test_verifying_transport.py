@@ -31,7 +31,7 @@ from servers import TOKEN, Stack, serve, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from teesign import FetchError, Quote, SigningPair, UsageError, VerificationError
+from teesign import FetchError, Quote, SigningPair, TeesignError, UsageError, VerificationError
 from teesign.client import (
     AsyncVerifyingTransport,
     Server,
@@ -941,6 +941,79 @@ async def test_tasks_share_its_failure_too() -> None:
                     for _ in range(8):
                         tasks.start_soon(fail)
     assert (codes, len(backend.calls) <= 2) == (["timeout"] * 8, True)
+
+
+def questions_in(error: BaseException | None) -> list[bytes]:
+    """Return the bodies of the requests that a report about an error, with all local variables, would name."""
+    found: set[bytes] = set()
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            requests = [value for value in frame.f_locals.values() if isinstance(value, httpx.Request)]
+            found.update(request.content for request in requests if request.method == "POST")
+        error = error.__cause__ or error.__context__
+    return sorted(found)
+
+
+def are_eight_alike(errors: list[TeesignError], code: str) -> bool:
+    """Tell whether these are eight errors, which say the same."""
+    said = {
+        (type(each), str(each), each.code, str(sorted(vars(each).items())), type(each.__cause__)) for each in errors
+    }
+    return len(set(map(id, errors))) == 8 and len(said) == 1 and errors[0].code == code
+
+
+def says_nothing_late(call: Call) -> None:
+    """Answer with an empty report, when all wait for it."""
+    time.sleep(0.4)
+    json_answer(b"{}")(call)
+
+
+def has_gone_late(call: Call) -> None:
+    """End the connection, when all wait for what comes over it."""
+    time.sleep(0.2)
+    call.close()
+
+
+SHARED_FAILURES = [(is_silent, "timeout"), (has_gone_late, "unreachable"), (says_nothing_late, "bad_report")]
+
+
+@pytest.mark.parametrize(("script", "code"), SHARED_FAILURES)
+def test_each_who_shares_a_failure_has_an_error_of_its_own(script: Script, code: str) -> None:
+    """Whoever reports one shows nothing of the others' requests; it says what the first one's says."""
+    errors: list[TeesignError] = []
+
+    def fail(number: int) -> None:
+        with pytest.raises(TeesignError) as caught:
+            ask.post(f"{backend.url}{CHAT}", content=b"secret %d" % number)
+        assert questions_in(caught.value) == [b"secret %d" % number]
+        errors.append(caught.value)
+
+    with Backend() as backend, client(limit=1.0) as ask, ThreadPoolExecutor(8) as threads:
+        backend.play(script)
+        list(threads.map(fail, range(8)))
+        assert len(backend.calls) <= 2
+    assert are_eight_alike(errors, code)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("script", "code"), SHARED_FAILURES)
+async def test_so_has_each_task(script: Script, code: str) -> None:
+    """On both event loops."""
+    errors: list[TeesignError] = []
+
+    async def fail(number: int) -> None:
+        with pytest.raises(TeesignError) as caught:
+            await ask.post(f"{backend.url}{CHAT}", content=b"secret %d" % number)
+        assert questions_in(caught.value) == [b"secret %d" % number]
+        errors.append(caught.value)
+
+    with Backend() as backend:
+        backend.play(script)
+        async with async_client(limit=1.0) as ask, anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(fail, number)
+        assert len(backend.calls) <= 2
+    assert are_eight_alike(errors, code)
 
 
 def test_nobody_fails_for_anothers_token(middle: MiddleMan) -> None:

@@ -29,11 +29,12 @@ Everything but the I/O is in flows and in `ObservedExchange`, so the two transpo
 
 from __future__ import annotations
 
+import copy
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -81,7 +82,7 @@ class _Attempt:
     Attributes:
         over: is set at the end.
         token: whose it is: what a server answers to one says nothing about others.
-        error: what it failed with.
+        error: what it failed with, as `_without_frames` returns it.
     """
 
     over: Any
@@ -89,9 +90,25 @@ class _Attempt:
     error: Exception | None = None
 
     def failed(self, token: str | bytes | None) -> Exception | None:
-        """Return what it failed with, if that goes for whoever has this token."""
+        """Return an error of one's own about what it failed with, if that goes for whoever has this token."""
         answered = isinstance(self.error, FetchError) and self.error.status is not None
-        return None if answered and token != self.token else self.error
+        return None if self.error is None or (answered and token != self.token) else _without_frames(self.error)
+
+
+def _without_frames(error: Exception) -> Exception | None:
+    """Return the same error for somebody else, with its cause; None if there is no way to make one.
+
+    What is raised gathers the frames that it comes through, and these hold requests: an error that several raise would
+    show each of them the prompts of all others. A cause may hold a request itself, beside what it says.
+    """
+    try:
+        other = copy.copy(error)
+    except Exception:  # noqa: BLE001 - a transport of the program's own may raise what cannot be copied
+        return None
+    cause = error.__cause__
+    with suppress(Exception):
+        other.__cause__ = cause and type(cause)(*cause.args)
+    return other
 
 
 class _Configured:
@@ -149,7 +166,7 @@ class _Configured:
                 under_way = self._attempts.setdefault(server.url, own)
             yield under_way
         except Exception as error:
-            own.error = error
+            own.error = _without_frames(error)
             raise
         finally:
             with self._lock:
