@@ -112,7 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify.steps",
     },
     "client.bodies": {"client.observed", "client.tls"},
-    "client.underlying": {"client.flow", "errors"},
+    "client.underlying": {"client.flow", "client.http", "errors"},
     "client.transport": {
         "client.bodies",
         "client.flow",

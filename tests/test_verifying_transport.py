@@ -224,10 +224,62 @@ def test_the_environments_proxies_are_not_used(server: Stack, middle: MiddleMan,
 @pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
 def test_a_transport_of_ones_own_has_its_own_proxy(made: Any) -> None:
     """It cannot be given another one from outside."""
-    with pytest.raises(UsageError, match=r"transport=httpx\.") as caught:
+    with pytest.raises(UsageError, match=rf"transport={made._own}\(proxy=") as caught:
         made(Policy(), transport=httpx.HTTPTransport(verify=False), proxy="http://user:canary@127.0.0.1:1")
     assert caught.value.code == "two_ways"
     assert "canary" not in repr(made(Policy(), proxy="http://user:canary@127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(("family", "other"), [(httpx, httpx2), (httpx2, httpx)])
+@pytest.mark.parametrize("kind", ["HTTPTransport", "MockTransport"])
+def test_a_transport_of_the_other_library_is_refused(family: Any, other: Any, kind: str) -> None:
+    """It does not take this one's requests, and would say so in an AssertionError without a word."""
+    given = getattr(other, kind)(**({"verify": False} if kind == "HTTPTransport" else {"handler": None}))
+    with client(family, inner=given) as ask, pytest.raises(UsageError) as caught:
+        ask.post(f"http://127.0.0.1:1{CHAT}", json={})
+    assert caught.value.code == "bad_transport"
+    assert f"{other.__name__}.{kind}" in str(caught.value)
+    assert f"transport={family.__name__}.HTTPTransport(" in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_so_it_is_asynchronously() -> None:
+    """On both event loops."""
+    async with async_client(httpx2, inner=httpx.AsyncHTTPTransport(verify=False)) as ask:
+        with pytest.raises(UsageError, match=r"transport=httpx2\.AsyncHTTPTransport\(") as caught:
+            await ask.post(f"http://127.0.0.1:1{CHAT}", json={})
+    assert caught.value.code == "bad_transport"
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "own"),
+    [
+        (VerifyingTransport, httpx.AsyncHTTPTransport, "HTTPTransport"),
+        (AsyncVerifyingTransport, httpx2.HTTPTransport, "AsyncHTTPTransport"),
+    ],
+)
+def test_a_transport_of_the_other_kind_is_refused_at_once(made: Any, given: Any, own: str) -> None:
+    """A synchronous one cannot do the I/O of an asynchronous one, nor the other way round."""
+    with pytest.raises(UsageError, match=f"{given.__name__}.*transport={own}") as caught:
+        made(Policy(), transport=given(verify=False))
+    assert caught.value.code == "bad_transport"
+
+
+@pytest.mark.parametrize("base", [object, httpx.BaseTransport, httpx2.BaseTransport])
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_transport_of_neither_library_serves_both(server: Stack, family: Any, base: type) -> None:
+    """Neither asks for its own base class, so that one may be written for both."""
+
+    class Either(base):  # type: ignore[misc]  # one class or another
+        def handle_request(self, request: Any) -> Any:
+            return inner.handle_request(request)
+
+        def close(self) -> None:
+            inner.close()
+
+    inner = family.HTTPTransport(verify=False)
+    with client(family, inner=Either()) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
 
 
 @pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])

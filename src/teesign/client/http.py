@@ -20,7 +20,7 @@ from ..errors import FetchError, UsageError
 from .flow import MAX_ANSWER, Answer, Question
 from .tls import KeyCheck, tls_key
 
-__all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_of"]
+__all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "family_name", "family_of"]
 
 TIME_LIMIT: Final = 60.0
 """Seconds that one question may take. A report waits for GPUs, which take some seconds each, one after the other."""
@@ -44,10 +44,15 @@ def family_of(value: object) -> ModuleType:
         UsageError: `unknown_client` if it is of neither.
     """
     for kind in type(value).__mro__:
-        root = kind.__module__.partition(".")[0]
-        if root in _FAMILIES:
-            return sys.modules[root]
+        if (name := family_name(kind)) is not None:
+            return sys.modules[name]
     raise UsageError(f"{type(value).__name__} is neither of httpx nor of httpx2.", code="unknown_client")
+
+
+def family_name(kind: type) -> str | None:
+    """Return "httpx" or "httpx2" if a class is one of theirs."""
+    root = kind.__module__.partition(".")[0]
+    return root if root in _FAMILIES else None
 
 
 def ask_with(client: Any, *, limit: float = TIME_LIMIT) -> Callable[[Question], Answer]:

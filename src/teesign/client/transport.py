@@ -207,7 +207,8 @@ class VerifyingTransport(_Configured, _Transport):
 
     Raises:
         UsageError: `bad_policy` if `trust` is neither; `bad_prefix` or `bad_proxy` if `prefix` or `proxy` can be none;
-            `two_ways` if both a transport and a proxy are given.
+            `two_ways` if both a transport and a proxy are given; `bad_transport` if the transport is of the other kind,
+            synchronous or not.
 
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of
@@ -216,7 +217,8 @@ class VerifyingTransport(_Configured, _Transport):
             `tls_key_not_bound`, `tls_key_mismatch` and `quote_without_certificate`.
         FetchError: what the check needs could not be fetched; `too_large` also if more than `max_held` bytes of the
             answer would have to be held back.
-        UsageError: `bad_authorization` if the request's `Authorization` cannot be sent.
+        UsageError: `bad_authorization` if the request's `Authorization` cannot be sent; `bad_transport` if the client
+            is of httpx2 and the transport that it was given of httpx, or the other way round.
     """
 
     _own = "HTTPTransport"

@@ -21,11 +21,18 @@ from weakref import WeakKeyDictionary
 
 from ..errors import UsageError
 from .flow import Question
+from .http import family_name
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["Underlying"]
+
+_SENDS: Final = {"HTTPTransport": "handle_request", "AsyncHTTPTransport": "handle_async_request"}
+"""What a transport sends a request with, by the library's own that does so too."""
+
+_BASES: Final = ("BaseTransport", "AsyncBaseTransport")
+"""The libraries' classes that do no I/O themselves: what is derived from one of them may serve both libraries."""
 
 _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
@@ -39,7 +46,8 @@ class Underlying:
         proxy: what those go through: its address, or the library's `Proxy`.
 
     Raises:
-        UsageError: `two_ways` if there is a transport and a proxy; `bad_proxy` if the proxy's address is none.
+        UsageError: `two_ways` if there is a transport and a proxy; `bad_transport` if the transport is a synchronous
+            one where it must be asynchronous, or the other way round; `bad_proxy` if the proxy's address is none.
 
     Attributes:
         given: the transport that was given.
@@ -48,9 +56,14 @@ class Underlying:
     def __init__(self, given: Any, own: str, *, proxy: Any) -> None:
         if given is not None and proxy is not None:
             raise UsageError(
-                "A transport of your own goes through a proxy of its own: transport=httpx.HTTPTransport(proxy=…), and "
-                "no proxy= beside it.",
+                f"A transport of your own goes through a proxy of its own: transport={own}(proxy=…), and no proxy= "
+                "beside it.",
                 code="two_ways",
+            )
+        if given is not None and not hasattr(given, _SENDS[own]):
+            raise UsageError(
+                f"{type(given).__name__} has no {_SENDS[own]}: give one that has, such as transport={own}(…).",
+                code="bad_transport",
             )
         self.given: Final = given
         self._own: Final = own
@@ -71,8 +84,12 @@ class Underlying:
             family: httpx or httpx2.
             spki_sha256: the TLS key at which connections have to end; None for any.
             question: what is to be asked; None for a request of the program.
+
+        Raises:
+            UsageError: `bad_transport` if the transport that was given is of the other library.
         """
         if self.given is not None:
+            _check_family(self.given, family.__name__, self._own)
             return self.given
         with self._lock:
             if family not in self._contexts:
@@ -116,6 +133,18 @@ class Underlying:
     def all(self) -> list[Any]:
         """Return every transport that there is, to be closed."""
         return list(self._made.values()) if self.given is None else [self.given]
+
+
+def _check_family(given: Any, family: str, own: str) -> None:
+    """Refuse the other library's transports, which take its own requests only."""
+    kinds = [kind for kind in type(given).__mro__ if kind.__name__ not in _BASES]
+    other = next((kind for kind in kinds if family_name(kind) not in (None, family)), None)
+    if other is not None:
+        raise UsageError(
+            f"{family_name(other)}.{other.__name__} cannot send what a client of {family} asks: give that "
+            f"transport={family}.{own}(…).",
+            code="bad_transport",
+        )
 
 
 def _usable_proxy(proxy: Any) -> Any:
