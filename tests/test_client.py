@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import secrets
 import threading
 import time
@@ -451,6 +452,33 @@ def test_a_connection_that_is_used_again_is_limited_as_well(server: Backend, fam
             ask(question)
     assert caught.value.code == "timeout"
     assert len({id(call.connection) for call in server.calls}) == 1
+
+
+LONG = [math.inf, 1e12, pytest.param(2**32 / 1000 + 0.2, id="2^32-ms")]
+
+
+@pytest.mark.parametrize("limit", LONG)
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_a_limit_may_be_longer_than_threads_and_sockets_can_wait(server: Backend, family: Any, limit: float) -> None:
+    """As for whoever wants none: threads refuse such times, and sockets count milliseconds in a C int."""
+
+    def script(call: Call) -> None:
+        time.sleep(0.5)
+        json_answer(b"{}")(call)
+
+    server.play(script)
+    with family.Client() as client:
+        assert ask_with(client, limit=limit)(Question("an answer", server.url)).body == b"{}"
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("limit", LONG)
+@pytest.mark.anyio
+async def test_it_may_be_so_asynchronously(server: Backend, limit: float) -> None:
+    """On both event loops."""
+    server.play(json_answer(b"{}"))
+    async with httpx.AsyncClient() as client:
+        assert (await ask_with_async(client, limit=limit)(Question("an answer", server.url))).body == b"{}"
 
 
 def test_what_was_given_up_is_not_asked_again(server: Backend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import secrets
 import subprocess
 import sys
@@ -883,6 +884,19 @@ def test_an_answer_is_not_lost_to_a_rate_limit(middle: MiddleMan, status: int) -
     with client() as ask:
         assert "teesign" in ask.post(f"{middle.url}{CHAT}", json={}).extensions
     assert (len(refused), middle.seen.count(CHAT)) == (2, 1)
+
+
+def test_the_limit_may_be_none_at_all(server: Stack) -> None:
+    """A program that wants to wait as long as it takes says so with an infinite one."""
+    with client(limit=math.inf) as ask:
+        assert "teesign" in ask.post(url_of(server), json={}).extensions
+
+
+@pytest.mark.anyio
+async def test_so_it_may_asynchronously(server: Stack) -> None:
+    """On both event loops."""
+    async with async_client(limit=math.inf) as ask:
+        assert "teesign" in (await ask.post(url_of(server), json={})).extensions
 
 
 def test_a_server_cannot_keep_those_who_wait_for_its_attestation() -> None:

@@ -25,6 +25,9 @@ __all__ = ["TIME_LIMIT", "ask", "ask_async", "ask_with", "ask_with_async", "fami
 TIME_LIMIT: Final = 60.0
 """Seconds that one question may take. A report waits for GPUs, which take some seconds each, one after the other."""
 
+_LONGEST: Final = 2_000_000.0
+"""Seconds that can be waited for, 23 days: sockets count milliseconds in a C int, in which more can be any less."""
+
 _BUSY: Final = {429: True, 503: False}
 """What servers answer who want to be asked later, and whether they want that too if they do not say when."""
 
@@ -98,13 +101,13 @@ def ask(send: Callable[[Any], Any], family: ModuleType, question: Question, *, l
         send: sends a request of this family and returns the response, whose stream has not been read.
         family: httpx or httpx2.
         question: what to ask.
-        limit: seconds that the whole answer may take.
+        limit: seconds that the whole answer may take; infinite and other very long times are as long as can be waited.
 
     Raises:
         FetchError: `unreachable`, `timeout`, `no_connection`, `too_large`, or `bad_url`.
         VerificationError: `tls_key_mismatch`; then nothing was sent.
     """
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + min(limit, _LONGEST)
     while True:
         answer = _ask_in_thread(send, family, question, deadline)
         pause = _pause(question, answer, deadline - time.monotonic())
