@@ -284,12 +284,51 @@ def test_a_transport_of_neither_library_serves_both(server: Stack, family: Any, 
 
 
 @pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
-@pytest.mark.parametrize("proxy", ["", "127.0.0.1:3128", "ftp://canary", "http://user:can/ary@127.0.0.1", "http://"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "",
+        "127.0.0.1:3128",
+        "ftp://canary",
+        "http://user:can/ary@127.0.0.1",
+        "http://",
+        "http://user:canary\1@127.0.0.1",
+        "http://user:canary@127.0.0.1\n",
+        "http://user:canary@127.0. 0.1",
+        httpx.URL("http://user:canary@127.0.0.1/way"),
+    ],
+)
 def test_what_can_be_no_proxy_is_refused_at_once(made: Any, proxy: str) -> None:
     """Nothing of it is shown: it may hold a password."""
     with pytest.raises(UsageError, match="proxy must be") as caught:
         made(Policy(), proxy=proxy)
     assert (caught.value.code, "can" in str(caught.value).replace("can be", "")) == ("bad_proxy", False)
+
+
+@pytest.mark.parametrize("host", [pytest.param("xn--\u2603", id="no-name"), pytest.param("a" * 65536, id="too-long")])
+@pytest.mark.parametrize("family", [httpx, httpx2])
+def test_what_the_library_takes_for_no_proxy_is_refused_without_its_words(family: Any, host: str) -> None:
+    """It quotes the address, in an exception of its own."""
+    given = VerifyingTransport(trust(), clock=clock, proxy=f"http://user:canary@{host}")
+    with family.Client(transport=given) as ask, pytest.raises(UsageError, match="proxy must be") as caught:
+        ask.post(f"http://127.0.0.1:1{CHAT}", json={})
+    assert caught.value.code == "bad_proxy"
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
+@pytest.mark.parametrize("kind", [str, httpx.Proxy, httpx2.Proxy])
+def test_a_socks_proxy_is_refused_at_once_where_its_package_is_missing(
+    made: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both libraries go through one with a package that does not come with them."""
+    proxy = kind("socks5://user:canary@127.0.0.1:1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "socksio" else object())
+    with pytest.raises(UsageError, match="pip install socksio") as caught:
+        made(Policy(), proxy=proxy)
+    assert (caught.value.code, "canary" in str(caught.value)) == ("bad_proxy", False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    made(Policy(), proxy=proxy)
 
 
 def test_ed25519_serves_as_well(server: Stack) -> None:

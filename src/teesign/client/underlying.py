@@ -11,6 +11,7 @@ before its server renewed the key is read over the old one, and its signature fe
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterable
 from functools import partial
@@ -47,7 +48,8 @@ class Underlying:
 
     Raises:
         UsageError: `two_ways` if there is a transport and a proxy; `bad_transport` if the transport is a synchronous
-            one where it must be asynchronous, or the other way round; `bad_proxy` if the proxy's address is none.
+            one where it must be asynchronous, or the other way round; `bad_proxy` if the proxy's address is none, or
+            takes a package that is missing.
 
     Attributes:
         given: the transport that was given.
@@ -67,7 +69,9 @@ class Underlying:
             )
         self.given: Final = given
         self._own: Final = own
-        self._proxy: Final = _usable_proxy(proxy)
+        if proxy is not None:
+            _check_proxy(proxy)
+        self._proxy: Final = proxy
         self._made: Final[dict[tuple[ModuleType, bytes | None, bool], Any]] = {}
         # What is open over connections that end at a TLS key: requests under way, then their responses.
         self._uses: Final[WeakKeyDictionary[Any, bytes]] = WeakKeyDictionary()
@@ -86,7 +90,8 @@ class Underlying:
             question: what is to be asked; None for a request of the program.
 
         Raises:
-            UsageError: `bad_transport` if the transport that was given is of the other library.
+            UsageError: `bad_transport` if the transport that was given is of the other library; `bad_proxy` if the
+                library takes the proxy's address for none.
         """
         if self.given is not None:
             _check_family(self.given, family.__name__, self._own)
@@ -95,11 +100,14 @@ class Underlying:
             if family not in self._contexts:
                 self._contexts[family] = family.create_ssl_context()  # once, since it reads all their certificates
             make = partial(getattr(family, self._own), verify=self._contexts[family], proxy=self._proxy)
-            if question is not None and question.alone:
-                return make()
             use = (family, spki_sha256, question is None)
-            if use not in self._made:
-                self._made[use] = make()
+            try:
+                if question is not None and question.alone:
+                    return make()
+                if use not in self._made:
+                    self._made[use] = make()
+            except family.InvalidURL:
+                raise _bad_proxy() from None  # not chained: its words quote the address
             return self._made[use]
 
     def keep(self, spki_sha256: bytes | None, user: Any, *, instead_of: Any = None) -> None:
@@ -147,13 +155,16 @@ def _check_family(given: Any, family: str, own: str) -> None:
         )
 
 
-def _usable_proxy(proxy: Any) -> Any:
-    """Return what a library takes for a proxy; what is no text it has looked at itself."""
+def _check_proxy(proxy: Any) -> None:
+    """Refuse what can be no proxy's address, or the address that a library's object has."""
+    address = str(getattr(proxy, "url", proxy))
     try:
-        parts = urlsplit(proxy) if isinstance(proxy, str) else None
-        usable = parts is None or (
-            parts.scheme in _PROXY_SCHEMES
+        parts = urlsplit(address)
+        usable = (
+            address.isprintable()
+            and parts.scheme in _PROXY_SCHEMES
             and parts.hostname
+            and " " not in parts.hostname
             and parts.port != 0  # asking for it checks it
             and parts.path in ("", "/")
             and not (parts.query or parts.fragment)
@@ -161,9 +172,17 @@ def _usable_proxy(proxy: Any) -> Any:
     except ValueError:
         usable = False
     if not usable:
+        raise _bad_proxy()
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise UsageError(
-            'The proxy must be an address like "http://proxy.example:3128"; in a user or password write / as %2F, @ as '
-            "%40, and so on.",
+            "For a SOCKS proxy both libraries need a package more: pip install socksio.",
             code="bad_proxy",
         )
-    return proxy
+
+
+def _bad_proxy() -> UsageError:
+    return UsageError(
+        'The proxy must be an address like "http://proxy.example:3128"; in a user or password write / as %2F, @ as '
+        "%40, and so on.",
+        code="bad_proxy",
+    )
