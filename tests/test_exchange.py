@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given, settings
@@ -451,6 +451,60 @@ def test_a_digest_cannot_be_replaced_once_it_is_signed() -> None:
     with pytest.raises(UsageError) as caught:
         exchange.replace_request_digest("0" * 64)
     assert caught.value.code == "out_of_order"
+
+
+def made(**changes: Any) -> Exchange:
+    """Return an exchange without a target, or with what is given."""
+    return Exchange(**{"pair": fixed_pair(), "id_prefix": "pt", "random": counting_random(), **changes})
+
+
+def replace_the_digest_of_what_is_signed() -> None:
+    """Think again when it is too late."""
+    exchange = made(target=b"/v1/x")
+    exchange.start_response(200, AUDIO)
+    exchange.end_response()
+    exchange.replace_request_digest("ab" * 32)
+
+
+REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
+    "bad_id_prefix": (
+        lambda: made(id_prefix="a b"),
+        'An id\'s prefix is at most 231 ASCII letters, digits and characters of "._-".',
+    ),
+    "bad_target": (
+        lambda: made(target="/v1/x"),
+        "The target is bytes, as they stood in the request line.",
+    ),
+    "out_of_order": (
+        replace_the_digest_of_what_is_signed,
+        "The exchange is signed; its request's digest cannot change any more.",
+    ),
+    "target_missing": (
+        lambda: made().start_response(200, AUDIO),
+        "A request without a body is signed as its target: pass that as `target`, or the body before this.",
+    ),
+    "bad_length": (
+        lambda: relay([], content_length=-1),
+        "A body has no negative length; None stands for an unknown one.",
+    ),
+    "bad_random": (
+        lambda: made(random=lambda _: b"x"),
+        "`random` must return as many bytes as it is asked for, as `secrets.token_bytes` does.",
+    ),
+    "bad_chunk": (
+        lambda: relay([cast(Any, 0)]),
+        "A piece of a body is bytes, or a buffer of them; where none came, leave out the call.",
+    ),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_each_refusal_names_its_problem(code: str) -> None:
+    """And says what would be right."""
+    refused, message = REFUSALS[code]
+    with pytest.raises(UsageError) as caught:
+        refused()
+    assert (caught.value.code, str(caught.value)) == (code, message)
 
 
 def test_a_response_before_its_head_is_out_of_order() -> None:
