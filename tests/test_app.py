@@ -856,13 +856,6 @@ async def test_clients_that_leave_do_not_wait_for_the_gpu(query: str, going_on: 
     await app.aclose()
 
 
-async def test_a_report_takes_no_more_of_a_body_than_other_requests() -> None:
-    """Nobody looks at it."""
-    app = app_with(max_request_bytes=10)
-    assert (await client(app, b"12345", b"67890").ask("GET", "/v1/attestation/report")).status == 200
-    assert (await client(app, b"12345", b"67890", b"1").ask("GET", "/v1/attestation/report")).status == 413
-
-
 async def test_a_certificate_that_cannot_be_read_fails_the_report(
     tmp_path: Path, certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,7 +39,8 @@ async def answer_failure(error: Exception, request: Request, reply: Reply, outco
         case ClientDisconnectedError():
             outcome.client_gone = True
             # Granian calls it that too if the body's framing is broken, and would answer 500 in our place.
-            answer = None if request.body_taken else bad_request("The request body broke off")
+            is_within_body = not request.body_taken and (request.has_rest or not request.body_left)
+            answer = bad_request("The request body broke off") if is_within_body else None
         case ClientStalledError():
             outcome.stalled = error.part
             answer = request_timeout()
