@@ -199,7 +199,7 @@ def sabotage(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Change the code that decides about signatures and redaction in small ways, and see whether the tests notice.
 
-    Takes about four minutes on two cores. What has survived is shown by `mutmut show NAME` and `mutmut browse`.
+    Takes about a quarter of an hour on two cores. What has survived is shown by `mutmut show NAME` and `mutmut browse`.
     """
     install(session, "test")
     session.install("mutmut>=3.8,<4")
