@@ -98,6 +98,30 @@ async def test_what_tls_holds_behind_a_response_is_nobodys_answer(
     await upstream.aclose()
 
 
+@pytest.mark.parametrize("kind", ["ours", "strict httpcore on trio"])
+async def test_what_comes_by_tls_while_a_response_waits_is_nobodys_answer(
+    kind: Kind,  # noqa: ARG001 - it chooses the event loop
+    trusted: ssl.SSLContext,
+) -> None:
+    """An event loop may have read it from the socket meanwhile, without handing it on."""
+
+    def script(served: Served) -> None:
+        served.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 32000\r\n\r\n" + b"y" * 32_000)
+        time.sleep(0.1)
+        served.send(OTHER)
+        served.wait_until_gone()
+
+    upstream = default_pool(10)
+    with RawBackend(script, answers(OK), context=trusted) as backend:
+        url = backend.url(scheme=b"https")
+        response = await upstream.handle_async_request(httpcore.Request("GET", url, headers=[HOST]))
+        await anyio.sleep(0.3)
+        assert await response.aread() == b"y" * 32_000
+        assert await fetch(upstream, url) == (200, b"hello")
+        assert len(backend.served) == 2
+    await upstream.aclose()
+
+
 async def body_of(upstream: AsyncRequestInterface, url: httpcore.URL, *, slowly: bool) -> bytes:
     """Return the body of a response, taken as it comes or with a rest after each piece."""
     response = await upstream.handle_async_request(httpcore.Request("GET", url, headers=[HOST]))

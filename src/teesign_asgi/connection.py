@@ -52,7 +52,6 @@ WRITE_SIZE: Final = 64 * 1024
 LATE: Final = 0.1
 """Seconds by which a timer may be late without meaning that this process was paused."""
 
-
 MAX_RECORD: Final = 16 * 1024
 """How many bytes one record of TLS holds at most (RFC 8446 section 5.1)."""
 

@@ -380,6 +380,7 @@ ROWS: dict[str, Row] = {
             "test_pool.py::test_what_waits_on_an_idle_connection_is_nobodys_answer",
             "test_pools.py::test_a_connection_is_not_used_again",
             "test_pools.py::test_what_tls_holds_behind_a_response_is_nobodys_answer",
+            "test_pools.py::test_what_comes_by_tls_while_a_response_waits_is_nobodys_answer",
         ),
     ),
     "6 header injection": Row(
