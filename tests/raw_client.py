@@ -8,6 +8,7 @@ piece came is known.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -92,6 +93,13 @@ class Wire:
             pass
         self.socket.settimeout(PATIENCE)
         return sent
+
+    def send_until_answered(self, data: bytes, pause: float) -> None:
+        """Send a piece at a time, with a pause after each, until the other side says something or has all."""
+        for at in range(0, len(data), 65_536):
+            self.socket.sendall(data[at : at + 65_536])
+            if select.select([self.socket], [], [], pause)[0]:
+                return
 
     def leave(self, *, reset: bool = False) -> None:
         """Close the connection; with `reset`, tear it down."""

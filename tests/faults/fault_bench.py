@@ -253,15 +253,18 @@ class Bench:
     def assert_back_at(self, baseline: _Baseline) -> None:
         """Wait until everything is as it was (I5)."""
         deadline = time.monotonic() + BACK_TO_BASELINE
+        pause = 0.02
         while True:
             now = self._measure()
             objects = now.objects - baseline.objects
             if now.descriptors <= baseline.descriptors and now.tasks <= baseline.tasks and not objects:
                 break
             assert time.monotonic() < deadline, f"{now} is not back at {baseline}: {objects}"
-            gc.collect()  # what an exception refers to in a circle is no leak
-            time.sleep(0.02)
             self._assert_works()
+            gc.collect()  # what an exception refers to in a circle is no leak
+            # The threads of the line and of the backend have to come to their end too, each after the other.
+            time.sleep(pause)
+            pause = min(2 * pause, 0.3)
         assert self.metric("teesign_open_streams") == 0
         attestor = self.app._attestor
         assert attestor is None or (attestor._at_gpu == 0 and not attestor._gpu.locked())
