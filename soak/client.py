@@ -117,6 +117,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """End what is under way."""
         self._can_drain.set()
+        del self._parser  # it refers to this connection, and what the collector stops for would count as the proxy's
         self._resolve(self.closed)
         if self._answer is not None:
             self._resolve(self._answer.ended)
