@@ -173,7 +173,7 @@ _BELOW: Final = tuple(path for path in ADMINISTRATIVE_PATHS if path.endswith("/"
 _SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))  # RFC 9110 section 9.2.1
 
 _MAX_DECODINGS: Final = 5
-_TARGET: Final = re.compile(rb"[!-~]+")
+_TARGET: Final = re.compile(rb"[!\"$-~]+")
 
 
 def find_endpoint(path: str, raw_path: bytes) -> Endpoint:
@@ -220,6 +220,8 @@ def body_limit(endpoint: Endpoint, settings: Settings) -> int:
 
 def check_target(target: bytes) -> None:
     """Refuse a target with bytes that no target has (RFC 3986 section 2): some servers let them through.
+
+    One of them is `#`. A backend that takes what follows for a fragment sees another path than the one checked here.
 
     Args:
         target: `path` or `path?query` as it came.

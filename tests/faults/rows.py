@@ -405,7 +405,8 @@ ROWS: dict[str, Row] = {
         ),
     ),
     "8 administrative paths": Row(
-        "routes of the engine's operator", (f"{ENDPOINTS}test_administrative_paths_are_not_there",)
+        "routes of the engine's operator",
+        (f"{ENDPOINTS}test_administrative_paths_are_not_there", f"{WIRE}test_no_fragment_reaches_the_backend"),
     ),
     "9 spoofed addresses": Row(
         "X-Forwarded-For, and addresses of one /64",

@@ -284,6 +284,19 @@ def test_paths_that_mean_something_else_elsewhere(running: Bench, target: str) -
         assert not running.backend.calls
 
 
+@pytest.mark.parametrize("target", ["/sleep#x", "/v1/%73leep#", "/v1/load_lora_adapter?#x", "/v1/x#/../../sleep"])
+def test_no_fragment_reaches_the_backend(running: Bench, target: str) -> None:
+    """No request has one (RFC 9112, section 3.2): a backend that cuts it off reads another path than was looked at."""
+    with running.case() as case:
+        request = request_bytes("POST", target, b"{}", b"Connection: close", token=TOKEN)
+        with running.connect() as wire:
+            wire.send(request)
+            response = wire.response()
+        assert response.status in (200, 400, 404)  # some servers cut it off themselves
+        case.report(request, response, "signed" if response.status == 200 else "error")
+        assert all(b"#" not in call.target for call in running.backend.calls)
+
+
 # --- tokens
 
 
