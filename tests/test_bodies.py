@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import anyio
@@ -222,6 +224,26 @@ def test_empty_tool_calls_of_messages_are_removed(before: str, after: str) -> No
 def test_everything_else_stays(body: str) -> None:
     """Members of that name elsewhere, and text that looks like them."""
     assert without_empty_tool_calls(body.encode()).decode() == body
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("padding", [0, LARGE])
+async def test_nothing_of_a_body_that_is_refused_is_kept(padding: int) -> None:
+    """Not until the garbage collector runs, either: a few errors of ten megabytes each are too few for it to notice."""
+
+    async def refused() -> weakref.ref[HttpError]:
+        try:
+            await prepare_json(b'{"a":"' + b"y" * padding, len)
+        except HttpError as error:
+            return weakref.ref(error)
+        raise AssertionError("it passed")
+
+    gc.disable()
+    try:
+        error = await refused()
+        assert error() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.anyio

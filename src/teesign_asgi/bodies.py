@@ -41,7 +41,10 @@ MAX_OBJECTS: Final = 100_000
 _TOO_DEEP: Final = "The request body is not acceptable JSON: it is nested too deeply"
 _UTF8_STEP: Final = 1 << 20
 _EMPTY_TOOL_CALLS: Final = re.compile(rb'"tool_calls"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\]')
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATES: Final = [b"\\u" + bytes((d, half)) for d in b"dD" for half in b"89abcdefABCDEF"]
+"""How the escapes of halves of surrogate pairs begin. One search for all of them would hold the interpreter for half a
+second in ten megabytes of them; a search for each takes a few milliseconds, and others get their turns in between."""
+
 _SPACE: Final = b" \t\r\n"
 _COMMA: Final = re.compile(rb"[ \t\r\n]*,")
 _COMMA_BYTE: Final = 0x2C
@@ -74,10 +77,10 @@ async def prepare_json(body: bytes, show: Callable[[bytes], object]) -> bytes:
         HttpError: 400; see `check_json_object`.
     """
     is_large = len(body) >= LARGE
-    if is_large:
-        await anyio.to_thread.run_sync(check_json_object, body)
-    else:
-        check_json_object(body)
+    # An error that a thread raises refers to itself, by the frame that waited for it: it would keep the body with it.
+    complaint = await anyio.to_thread.run_sync(_complaint, body) if is_large else _complaint(body)
+    if complaint:
+        raise bad_request(complaint)
     show(body)
     if is_large:
         await anyio.lowlevel.checkpoint()
@@ -90,20 +93,28 @@ def check_json_object(body: bytes) -> None:
     Raises:
         HttpError: 400; the message says what is wrong and where, and quotes none of the body.
     """
+    complaint = _complaint(body)
+    if complaint:
+        raise bad_request(complaint)
+
+
+def _complaint(body: bytes) -> str:
+    """Return what is wrong with a body, or nothing."""
     if not body.strip(_SPACE):
-        raise bad_request("The request body is empty; it must be a JSON object")
+        return "The request body is empty; it must be a JSON object"
     if may_overflow(body):
-        raise bad_request(_TOO_DEEP)
+        return _TOO_DEEP
     try:
         _check_syntax(body)
     except msgspec.ValidationError as error:
-        raise bad_request(f"The request body must be a JSON object: {error}") from None
+        return f"The request body must be a JSON object: {error}"
     except RecursionError:
-        raise bad_request(_TOO_DEEP) from None
+        return _TOO_DEEP
     except msgspec.DecodeError as error:
         where = "" if "(byte" in str(error) else f" (byte {len(body)})"
-        raise bad_request(f"The request body is not valid JSON: {error}{where}") from None
-    _check_utf8(body)
+        return f"The request body is not valid JSON: {error}{where}"
+    position = _first_not_utf8(body)
+    return "" if position is None else f"The request body is not valid UTF-8 (byte {position})"
 
 
 def _check_syntax(body: bytes) -> None:
@@ -111,25 +122,26 @@ def _check_syntax(body: bytes) -> None:
         _objects.decode(body)
     except msgspec.DecodeError:
         # msgspec refuses half of a surrogate pair, which the grammar allows: programs that cut text anywhere make them.
-        whole = _SURROGATE.sub(rb"\\u0020", body)
+        whole = body
+        for half in _SURROGATES:
+            whole = whole.replace(half, rb"\u00")
         if whole == body:
             raise
         _objects.decode(whole)
 
 
-def _check_utf8(body: bytes) -> None:
-    """Refuse bytes that are not UTF-8; in steps, so that a large body is not held a second time as text."""
+def _first_not_utf8(body: bytes) -> int | None:
+    """Return where a body stops being UTF-8; looked for in steps, so that no large one is held again as text."""
     if body.isascii():
-        return
+        return None
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(body), _UTF8_STEP):
         carried = len(decoder.getstate()[0])
         try:
             decoder.decode(body[start : start + _UTF8_STEP], final=start + _UTF8_STEP >= len(body))
         except UnicodeDecodeError as error:
-            # Not chained: the exception holds the body.
-            position = start - carried + error.start
-            raise bad_request(f"The request body is not valid UTF-8 (byte {position})") from None
+            return start - carried + error.start
+    return None
 
 
 def without_empty_tool_calls(body: bytes) -> bytes:
