@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -339,6 +341,38 @@ async def test_a_failed_quote_ends_the_collection_of_evidence() -> None:
     with anyio.fail_after(60):
         assert await setup.status(NONCE) == 500
     assert setup.machine.collecting == 0
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_nothing_of_a_failed_collection_is_kept(failing: int) -> None:
+    """Not until the garbage collector runs, either: evidence has megabytes, in too few objects for it to notice."""
+    setup = Setup()
+    collected: list[weakref.ref[Kept]] = []
+
+    class Kept(list[dict[str, Any]]):
+        """Evidence that can be referred to weakly."""
+
+    async def collect(_: bytes) -> Kept:
+        evidence = Kept()
+        collected.append(weakref.ref(evidence))
+        return evidence
+
+    async def fail(*_: bytes) -> Any:
+        for _turn in range(3):
+            await anyio.lowlevel.checkpoint()
+        raise SourceError("no agent")
+
+    setup.machine.collect = collect  # type: ignore[method-assign,assignment]
+    setup.machine.quote = fail  # type: ignore[method-assign,assignment]  # the agent has gone
+    if failing > 1:
+        setup.machine.info = fail  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        assert await setup.status(NONCE) == 500
+        setup.failures.clear()
+        assert [each() for each in collected] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_one_more_than_may_wait_is_turned_away() -> None:

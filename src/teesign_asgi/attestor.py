@@ -222,5 +222,9 @@ async def _together(*calls: Callable[[], Any]) -> list[Any]:
         for index in range(len(calls)):
             group.start_soon(run, index)
     if failures:
-        raise failures[0]
+        # The error refers to this frame and to those of the calls. What they hold, megabytes of evidence, would stay
+        # until the collector runs: if they hold the error, and on asyncio if anyio has cancelled a call.
+        results.clear()
+        del failures[1:]
+        raise failures.pop()
     return results
