@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from contextlib import aclosing
 from typing import Any
 
@@ -428,6 +429,17 @@ async def test_errors_have_the_format_of_the_contract() -> None:
     assert (b"content-type", b"application/json") in client.messages[0]["headers"]
     await Reply(client.send, b"id", "GET").error(method_not_allowed("POST"))
     assert (b"allow", b"POST") in client.messages[2]["headers"]
+
+
+def test_a_body_in_tiny_pieces_takes_its_size() -> None:
+    """And not that of as many objects."""
+    read = request(messages=[piece(b"ab")] * 200_000 + [piece(b"", more=False)])
+    tracemalloc.start()
+    try:
+        assert anyio.run(read.read, 1_000_000) == b"ab" * 200_000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.binary(max_size=5), max_size=6))

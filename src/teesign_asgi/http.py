@@ -197,13 +197,13 @@ class Request:
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body; see `chunks` for what is raised."""
-        body = await self._receive_body(limit)
+        first = await self._receive_body(limit)
         if self.body_taken:
-            return body
-        pieces = [body]
+            return first
+        body = bytearray(first)  # to keep each piece would take many times the size of a body in tiny ones
         while not self.body_taken:
-            pieces.append(await self._receive_body(limit))
-        return b"".join(pieces)
+            body += await self._receive_body(limit)
+        return bytes(body)
 
     async def _receive_body(self, limit: int) -> bytes:
         self.is_receiving = True
