@@ -171,6 +171,19 @@ async def test_a_backend_that_takes_nothing_is_given_up(ours: Pool) -> None:
         await fetch(ours, backend.url(), "POST", headers=headers, content=body, timeout={"write": 0.2})
 
 
+async def test_a_pause_of_this_process_is_not_a_backend_that_does_not_connect(ours: Pool) -> None:
+    """The connection is there when the process goes on, although the time limit has passed by then."""
+
+    async def ask(url: httpcore.URL) -> None:
+        assert await fetch(ours, url, timeout={"connect": 0.3}) == (200, b"hello")
+
+    with RawBackend(always) as backend:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, backend.url())
+            await anyio.lowlevel.checkpoint()
+            time.sleep(0.6)  # noqa: ASYNC251 - the pause under test
+
+
 async def test_a_pause_of_this_process_is_not_a_backend_that_takes_nothing(ours: Pool) -> None:
     """What it took while nobody could look counts, although the time limit has passed by then."""
     body = bytes(20_000_000)

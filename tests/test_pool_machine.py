@@ -17,7 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from teesign_asgi.connection import LATE, Connection
+from teesign_asgi.connection import Connection
+from teesign_asgi.pauses import LATE
 from teesign_asgi.pool import Pool
 
 IDLE_TIMEOUT = 4.0

@@ -40,6 +40,7 @@ import anyio
 import httpcore
 
 from .framing import BrokenResponseError, ResponseParser
+from .pauses import end_of_limit, time_limit
 
 __all__ = ["WRITE_SIZE", "Body", "Connection", "has_unread_tls"]
 
@@ -48,9 +49,6 @@ HIGH_WATER: Final = 16 * 1024
 
 WRITE_SIZE: Final = 64 * 1024
 """How many bytes of a request the transport is given at once."""
-
-LATE: Final = 0.1
-"""Seconds by which a timer may be late without meaning that this process was paused."""
 
 MAX_RECORD: Final = 16 * 1024
 """How many bytes one record of TLS holds at most (RFC 8446 section 5.1)."""
@@ -216,26 +214,14 @@ class Connection(asyncio.BufferedProtocol):
                         return  # the one who waits for the response is told why
                     self._transport.write(piece)
                     if not self._may_write.is_set():
-                        await self._until_taken(write_timeout)
+                        async with time_limit(write_timeout):
+                            while not self._may_write.is_set():
+                                await self._may_write.wait()
             self._is_sent = self._transport is not None
         except TimeoutError:
             self._fail(httpcore.WriteTimeout("The backend takes nothing."))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response
             self._fail(error)
-
-    async def _until_taken(self, limit: float | None) -> None:
-        """Wait until the backend takes bytes again; at most so many seconds, not counting those of a pause."""
-        due = None if limit is None else self._loop.time() + limit
-        while not self._may_write.is_set():
-            try:
-                async with asyncio.timeout_at(due):
-                    await self._may_write.wait()
-            except TimeoutError:
-                assert due is not None
-                now = self._loop.time()
-                due = _end_of_limit(due, now)
-                if due <= now and not self._may_write.is_set():
-                    raise
 
     async def _wait(self) -> None:
         """Wait until something has come or happened; raise what has ended the response before."""
@@ -273,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_sending():
             self._silent_since = self._loop.time()  # the body has a time limit of its own
         now = self._loop.time()
-        due = _end_of_limit(self._silent_since + self._silence, now)
+        due = end_of_limit(self._silent_since + self._silence, now)
         self._silent_since = due - self._silence
         if due > now:
             self._set_timer(due)
@@ -398,11 +384,3 @@ def has_unread_tls(tls: ssl.SSLObject) -> bool:
     except ssl.SSLError:
         pass  # the end, or what is no TLS
     return True
-
-
-def _end_of_limit(due: float, now: float) -> float:
-    """Return when a time limit ends whose timer has fired: when it is due, or a moment from now if that was long ago.
-
-    This process was paused then, and what came or was taken meanwhile has not been looked at yet.
-    """
-    return now + LATE if now - due > LATE else due

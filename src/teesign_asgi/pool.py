@@ -23,6 +23,7 @@ import httpcore
 
 from .connection import WRITE_SIZE, Body, Connection
 from .framing import ResponseParser
+from .pauses import time_limit
 
 __all__ = ["FRESH", "Pool"]
 
@@ -136,7 +137,7 @@ class Pool:
 
         secure: dict[str, Any] = {"ssl": self._tls()} if scheme == b"https" else {}
         try:
-            async with asyncio.timeout(connect_timeout):
+            async with time_limit(connect_timeout):
                 _, connection = await loop.create_connection(
                     lambda: Connection(self._buffer, idle.put, closed),
                     host.decode("ascii"),
