@@ -6,9 +6,11 @@ import contextlib
 import gzip
 import http.client
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from backend import (
@@ -318,6 +320,31 @@ def test_a_broken_stream_has_no_last_chunk(proxy: Stack) -> None:
         raw = conversation.receive_all()
     assert b"transfer-encoding: chunked" in raw.lower()
     assert not raw.endswith(b"0\r\n\r\n")
+
+
+def test_others_are_served_while_a_large_answer_is_finished(server: Kind) -> None:
+    """To give it an id, to hash and to sign it takes a while, in which the event loop has turns."""
+    finishing, go_on = threading.Event(), threading.Event()
+
+    def random(count: int) -> bytes:
+        if count == 12:  # for the id of a body that has none, and not on the event loop
+            finishing.set()
+            assert go_on.wait(10)
+        return secrets.token_bytes(count)
+
+    body = b'{"data":"' + b"x" * (1 << 20) + b'"}'
+    with stack(server, parts={"random": random}) as proxy:
+        proxy.backend.play(json_answer(body))
+        with ThreadPoolExecutor(1) as other:
+            answered = other.submit(proxy.client.post, CHAT, REQUEST)
+            try:
+                assert finishing.wait(10)
+                assert proxy.client.get("/version").status == 200
+            finally:
+                go_on.set()
+            answer = answered.result()
+        assert answer.body.endswith(body[1:])
+        proxy.client.assert_answer_signed(answer, REQUEST)
 
 
 def test_a_large_stream(proxy: Stack) -> None:

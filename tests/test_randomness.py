@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,23 @@ def test_many_ids_take_one_fetch() -> None:
     ids = {supply(16) for _ in range(100)}
     assert len(ids) == 100
     assert len(fetches) == 1
+
+
+def test_other_threads_take_nothing_of_what_was_fetched() -> None:
+    """Two threads could be given the same bytes; a thread that works for a request gets its own from the source."""
+    fetches: list[int] = []
+
+    def source(count: int) -> bytes:
+        fetches.append(count)
+        return secrets.token_bytes(count)
+
+    supply = RandomSupply(source)
+    first = supply(16)
+    with ThreadPoolExecutor(1) as other:
+        assert len(other.submit(supply, 12).result()) == 12
+    assert fetches[1:] == [12]
+    assert supply(16) != first
+    assert len(fetches) == 2
 
 
 FORKED = r"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 __all__ = ["RandomSupply"]
@@ -17,24 +18,30 @@ _FETCHED: Final = 4096
 
 
 class RandomSupply:
-    """Hand out unpredictable bytes, each once. To be used from one thread.
+    """Hand out unpredictable bytes, each once. What is fetched is for the thread that asks first: the event loop's.
 
     Args:
-        source: returns that many unpredictable bytes.
+        source: returns that many unpredictable bytes, to any thread. Other threads get theirs straight from it.
 
     A process that was forked begins anew, or it would hand out the same bytes as its parent.
     """
 
-    __slots__ = ("_bytes", "_forks", "_position", "_source")
+    __slots__ = ("_bytes", "_forks", "_position", "_source", "_thread")
 
     def __init__(self, source: Callable[[int], bytes]) -> None:
         self._source: Final = source
         self._bytes = b""
         self._position = 0
         self._forks = 0
+        self._thread: int | None = None
 
     def __call__(self, count: int) -> bytes:
         """Return so many bytes."""
+        thread = get_ident()
+        if self._thread is None:
+            self._thread = thread
+        if thread != self._thread:
+            return self._source(count)
         start, end = self._position, self._position + count
         if end > len(self._bytes) or self._forks != _forks:
             self._forks = _forks

@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 import httpcore
 
 from teesign import Exchange, MalformedError, SigningPair, TextVersion
 
-from .bodies import prepare_json
+from .bodies import LARGE, prepare_json
 from .errors import BackendError, HttpError
 from .http import Reply, Request, end_to_end
 from .observe import backend_error_fields, read_error
@@ -248,7 +249,9 @@ class Relay:
         if not exchange.collects and not bodiless:
             await reply.start(response.status, headers + (_declared_length(response) if exchange.keeps_length else []))
             await reply.body(b"", more=True)  # some servers keep the head until there is a body
+        size = 0
         while chunk := await response.next_chunk():
+            size += len(chunk)
             out = exchange.receive_response(chunk)
             if exchange.signed is not None:
                 await self._finish(response, reply, headers, exchange, out, outcome)
@@ -258,11 +261,13 @@ class Relay:
                 if not reply.status:
                     await reply.start(response.status, headers + _declared_length(response))
                 await reply.body(out, more=True)
-        try:
-            out = exchange.end_response()
-        except MalformedError:  # as the pools of this package say themselves; one that was passed in may not
-            raise BackendError("closed") from None
-        await self._finish(response, reply, headers, exchange, out, outcome)
+        if exchange.collects and size >= LARGE:  # others get their turns while it is hashed and copied
+            rest = await anyio.to_thread.run_sync(_end, exchange)
+        else:
+            rest = _end(exchange)
+        if rest is None:
+            raise BackendError("closed")
+        await self._finish(response, reply, headers, exchange, rest, outcome)
 
     async def _finish(
         self,
@@ -323,6 +328,14 @@ async def _hashed(
             yield chunk
     finally:
         request.leave_body()  # a backend that has answered early is sent no more
+
+
+def _end(exchange: Exchange) -> bytes | None:
+    """Return the rest of what may go to the client, or None if something of the response is missing."""
+    try:
+        return exchange.end_response()
+    except MalformedError:  # as the pools of this package say themselves; one that was passed in may not
+        return None
 
 
 async def _let_finish(response: BackendResponse) -> None:
