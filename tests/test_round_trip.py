@@ -197,6 +197,19 @@ def test_what_is_wrong_has_a_code(
     assert caught.value.code == code
 
 
+def with_another_member(answer: Answer) -> Answer:
+    """Add to a report what nobody signs, and not to its copy of itself."""
+    return with_body(msgspec.json.encode(msgspec.json.decode(answer.body) | {"x": 1}))(answer)
+
+
+def test_evidence_that_would_never_verify_is_not_handed_out() -> None:
+    """Whoever keeps it learns that at once, while the server can still be asked again."""
+    bundle = run(asking(Server("https://far")), FarServer({"the attestation report": with_another_member}))
+    with pytest.raises(VerificationError) as caught:
+        encode_bundle(bundle)
+    assert caught.value.code == "attestations_differ"
+
+
 @pytest.mark.parametrize("status", [401, 503])
 def test_a_refusal_says_its_status(status: int) -> None:
     """So that whoever shows it can tell a wrong token from a server in trouble."""

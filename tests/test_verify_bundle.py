@@ -388,6 +388,22 @@ def test_what_cannot_be_read_again_is_not_written(change: Callable[[], dict[str,
         encode_bundle(genuine(**change()))
 
 
+@pytest.mark.parametrize("attestations", [{}, [], [{}]], ids=["no list", "empty", "another's"])
+def test_a_report_that_denies_itself_is_not_written(attestations: Any) -> None:
+    """That is not the program's mistake: the server has answered so, or somebody on the way has changed it."""
+    report = {**BUNDLE.report, "all_attestations": attestations}
+    with pytest.raises(VerificationError) as caught:
+        encode_bundle(genuine(report=report))
+    assert (caught.value.code, caught.value.step) == ("attestations_differ", "bundle")
+
+
+def test_a_report_among_those_of_other_machines_is_written() -> None:
+    """Servers of this family may list all of theirs, or none."""
+    itself = {name: value for name, value in BUNDLE.report.items() if name != "all_attestations"}
+    for report in (itself, {**itself, "all_attestations": [{"signing_address": "another"}, itself]}):
+        verify(encode_bundle(genuine(report=report)))
+
+
 def test_odd_text_survives() -> None:
     """A server may answer with any JSON, even with halves of characters."""
     bundle = genuine(

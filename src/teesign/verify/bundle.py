@@ -95,10 +95,12 @@ class VerifiedBundle(msgspec.Struct, frozen=True):
 def encode_bundle(bundle: EvidenceBundle) -> bytes:
     """Write a bundle.
 
-    What it does NOT do: verify anything.
+    What it does NOT do: verify anything, but what `verify_bundle` demands beyond `verify_report` and `verify_answer`:
+    what these have verified, and is written, verifies again.
 
     Raises:
         UsageError: `bad_bundle` if the bundle has members that JSON cannot express, or that `decode_bundle` refuses.
+        VerificationError: `attestations_differ` as from `verify_bundle`.
     """
     try:
         members = _members(bundle)
@@ -106,6 +108,7 @@ def encode_bundle(bundle: EvidenceBundle) -> bytes:
         decode_bundle(written)
     except (ValueError, TypeError, RecursionError, MalformedError) as error:
         raise UsageError("The bundle holds a value that cannot be written.", code="bad_bundle") from error
+    _check_attestations(bundle.report)
     return written
 
 
