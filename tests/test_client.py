@@ -249,6 +249,14 @@ def test_a_service_without_collateral_fails_the_fetch(path: str, broken: Answer,
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_a_service_refuses_is_no_answer_to_a_token(status: int) -> None:
+    """An error's `status` is the server's own; the service was given no token to refuse."""
+    with pytest.raises(FetchError, match=f"answered {status}") as caught:
+        collateral_of(COLLATERAL_ANSWERS | {"/tcb": Answer(status, {}, b"")})
+    assert (caught.value.code, caught.value.status) == ("bad_status", None)
+
+
 @pytest.mark.parametrize("signature", ["", "zz", "zz" * 64, "00" * 63, "00" * 65, " " + "00" * 64])
 @pytest.mark.parametrize(("path", "name"), [("/tcb", b"tcbInfo"), ("/identity", b"enclaveIdentity")])
 def test_what_is_no_signature_fails_the_fetch(path: str, name: bytes, signature: str) -> None:

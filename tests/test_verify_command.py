@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import certifi
 import httpx
@@ -378,6 +379,30 @@ def test_a_service_without_collateral_is_no_mistake_of_the_users(genuine: Stack,
         result = run(url_of(genuine), "--pccs", service.url)
     assert result.exit_code == 3
     assert "(bad_answer)" in result.output
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_service_that_refuses_does_not_want_the_token(genuine: Stack, status: int) -> None:
+    """The server has taken it, and the service never gets it."""
+    with Backend() as service:
+        service.play(answer(status, b""))
+        result = run(url_of(genuine), "--pccs", service.url)
+    assert result.exit_code == 3
+    assert f"answered {status}. (bad_status)" in result.output
+    assert "token" not in result.output
+
+
+def test_a_service_with_a_certificate_of_ones_own_authority_is_no_word_about_the_server(
+    genuine: Stack, tmp_path: Path
+) -> None:
+    """The server was reached: it is the one that was asked whose certificate is not believed."""
+    with pccs() as service, tls_front(urlsplit(service.url).port or 0, tmp_path, "own") as port:
+        result = run(url_of(genuine), "--pccs", f"https://127.0.0.1:{port}")
+    assert result.exit_code == 3
+    assert f"Intel's collateral from 127.0.0.1:{port}. (unreachable: [SSL" in result.output
+    output = " ".join(result.output.split())
+    assert "SSL_CERT_FILE" in output
+    assert "about the server" not in output
 
 
 def says_nothing(call: Call) -> None:

@@ -28,7 +28,7 @@ from authorities import INTEL, NVIDIA
 from backend import Backend, Call, Script, answer, chunked, event_stream, head, json_answer
 from far_end import GenuineGpus, GenuineQuotes, clock, genuine_stack, pccs, trust
 from mitm import ConnectProxy, Message, MiddleMan, connect_proxy, middle_man, tls_front
-from servers import TOKEN, Stack, serve, settings_for
+from servers import SECOND_TOKEN, TOKEN, Stack, serve, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -1144,6 +1144,35 @@ def test_nobody_fails_for_anothers_token(middle: MiddleMan) -> None:
         waits.set()
         first.result(20)
         assert "teesign" in second.result(20).extensions
+
+
+def test_what_the_collateral_service_refuses_goes_for_every_token(middle: MiddleMan) -> None:
+    """It gets none, so that whoever waits would ask in vain with another."""
+    waits, begun = threading.Event(), threading.Event()
+
+    def refuse(call: Call) -> None:
+        begun.set()
+        waits.wait(20)
+        answer(403, b"")(call)
+
+    def refused(token: str) -> None:
+        with pytest.raises(FetchError, match="403"):
+            ask.post(f"{middle.url}{CHAT}", json={}, headers={"authorization": f"Bearer {token}"})
+
+    with (
+        Backend() as service,
+        client(trust=trust(collateral=None, pccs=service.url)) as ask,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        service.play(refuse)
+        first = threads.submit(refused, TOKEN)
+        assert begun.wait(20)
+        second = threads.submit(refused, SECOND_TOKEN)
+        time.sleep(0.2)  # until it waits; there is nothing to see of that
+        waits.set()
+        first.result(20)
+        second.result(20)
+        assert len(service.calls) == 1
 
 
 def test_an_interrupted_attestation_is_taken_over(middle: MiddleMan) -> None:

@@ -72,7 +72,7 @@ class FetchError(TeesignError):
     Args:
         message: as for the root.
         code: likewise.
-        status: what the server answered, of a `bad_status`.
+        status: what the server answered, of a `bad_status`; None where that was a service for collateral.
     """
 
     code = "fetch_failed"

@@ -103,7 +103,11 @@ def fetch_collateral(quote: bytes, pccs: str = INTEL_PCS) -> Flow[dict[str, Any]
 
 def _fetch(url: str) -> Flow[Answer]:
     question = Question(_WHAT, url)
-    return question.expect((yield question))
+    answer = yield question
+    if answer.status != 200:
+        # Without `status`, which would be what the server that is attested has answered to the token.
+        raise FetchError(f"Asked for {_WHAT}, {question.host} answered {answer.status}.", code="bad_status")
+    return answer
 
 
 def _fetch_root_revocations(base: str) -> Flow[str]:

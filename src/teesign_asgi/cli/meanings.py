@@ -112,18 +112,18 @@ _BY_CODE: Final = {
     ),
     # what could not be had
     "unreachable": (
-        "Nothing is known about the server. Is the address right, and does it run? If the environment names a proxy "
-        "(HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), does that?"
+        "Nothing is known: the server that was asked gave no answer. Is its address right, and does it run? If the "
+        "environment names a proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), does that?"
     ),
     "untrusted": (
-        "Nothing is known about the server: its certificate is not believed here. Are the address and this "
+        "Nothing is known: the certificate of the server that was asked is not believed here. Are its address and this "
         "machine's clock right? If it is of an authority of your own, name a file with that authority's certificate in "
         "the variable SSL_CERT_FILE. It takes the place of the public ones."
     ),
-    "timeout": "Nothing is known about the server. It may be busy: try again, or give it more with --timeout.",
+    "timeout": "Nothing is known: the server that was asked may be busy. Try again, or give it more with --timeout.",
     "no_connection": "The program had no connection left to ask with: its pool is too small.",
     "refused": "The server wants a token, or another one: in a file for --token-file, or in the variable TOKEN.",
-    "bad_status": "The server may be in trouble: try again. Or the address leads to something else.",
+    "bad_status": "The server that was asked may be in trouble: try again. Or its address leads to something else.",
     "bad_answer": _NO_REPORT,
     "too_large": _NO_REPORT,
     "bad_url": "Give an address like https://example.org, here or for --pccs.",
