@@ -744,6 +744,13 @@ def test_an_authorization_that_cannot_be_sent_is_refused(value: str | bytes) -> 
     assert caught.value.code == "bad_authorization"
 
 
+def test_a_model_that_cannot_be_asked_for_is_refused() -> None:
+    """When a server is named, as text that no query can have."""
+    with pytest.raises(UsageError) as caught:
+        Server("https://example.org", model="\udcff")
+    assert caught.value.code == "bad_model"
+
+
 def test_neither_token_nor_credentials_are_shown() -> None:
     """What describes a question or a server can go to a log."""
     server = Server("https://user:canary@example.org/llm", "Bearer canary")

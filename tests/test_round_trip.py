@@ -197,6 +197,15 @@ def test_what_is_wrong_has_a_code(
     assert caught.value.code == code
 
 
+def test_a_prompt_that_cannot_be_sent_is_refused() -> None:
+    """Before anybody is asked anything, and without quoting it."""
+    flow = round_trip(Server("https://far"), trust(), "Hello \udcff", random=secrets.token_bytes, clock=clock)
+    with pytest.raises(UsageError) as caught:
+        next(flow)
+    assert (caught.value.code, "Hello" in str(caught.value)) == ("bad_prompt", False)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
 def with_another_member(answer: Answer) -> Answer:
     """Add to a report what nobody signs, and not to its copy of itself."""
     return with_body(msgspec.json.encode(msgspec.json.decode(answer.body) | {"x": 1}))(answer)

@@ -434,6 +434,8 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         (["http://[::1"], "must be like https://"),
         (["http://localhost:99999"], "must be like https://"),
         (["http://localhost/\x01"], "(bad_url)"),
+        (["http://localhost", "--model", "\udcff"], "model's name cannot be encoded"),
+        (["http://localhost", "--prompt", "\udcff"], "(bad_prompt)"),
         (["http://localhost", "--pccs", "localhost"], "must be like https://"),
         (["http://user:kanarienvogel@localhost"], "no password"),
         (["http://localhost", "--policy", "{missing}"], "does not exist"),

@@ -774,6 +774,14 @@ def test_what_can_be_no_prefix_is_refused_at_once(made: Any, prefix: str) -> Non
     assert caught.value.code == "bad_prefix"
 
 
+@pytest.mark.parametrize("made", [VerifyingTransport, AsyncVerifyingTransport])
+def test_a_model_that_cannot_be_asked_for_is_refused_at_once(made: Any) -> None:
+    """Not by every request, in words of a codec's."""
+    with pytest.raises(UsageError) as caught:
+        made(Policy(), model="\udcff")
+    assert caught.value.code == "bad_model"
+
+
 def test_events_come_as_they_are_made(server: Stack) -> None:
     """Nothing but the end is held back: the second event is only made when the first has been read."""
     go_on = threading.Event()

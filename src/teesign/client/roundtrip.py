@@ -12,7 +12,7 @@ from ..verify.answer import verify_answer
 from ..verify.bundle import EvidenceBundle
 from ..verify.steps import Passed
 from .flow import Answer, Flow, Question, decode_object
-from .server import Attestation, Server, Trust, attest, fetch_signature
+from .server import Attestation, Server, Trust, attest, fetch_signature, has_utf8
 
 __all__ = ["bundle_of", "round_trip"]
 
@@ -72,8 +72,10 @@ def round_trip(
         VerificationError: as from `attest` and `verify_answer`; `signature_missing`; `tls_key_mismatch` if a
             connection ends at another key than the attested one.
         FetchError: what cannot be had.
-        UsageError: `model_unknown` if nobody says which model to ask.
+        UsageError: `model_unknown` if nobody says which model to ask; `bad_prompt` if the prompt cannot be sent.
     """
+    if not has_utf8(prompt):
+        raise UsageError("The prompt cannot be encoded as UTF-8.", code="bad_prompt")
     attestation = yield from attest(server, trust, random=random, clock=clock, passed=passed)
     verified = attestation.verified
     request = _chat(server.model or _named_model(attestation), f"{prompt} ({random(_WORD_LENGTH).hex()})")

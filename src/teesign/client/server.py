@@ -19,7 +19,7 @@ from ..verify.steps import Passed
 from .collateral import INTEL_PCS, fetch_collateral
 from .flow import Answer, Flow, Question, decode_object, host_of
 
-__all__ = ["Attestation", "Server", "Trust", "attest", "before_v1", "fetch_report", "fetch_signature"]
+__all__ = ["Attestation", "Server", "Trust", "attest", "before_v1", "fetch_report", "fetch_signature", "has_utf8"]
 
 _REPORT: Final = "the attestation report"
 _SIGNATURE: Final = "the signature"
@@ -40,7 +40,7 @@ class Server(msgspec.Struct, frozen=True):
         spki_sha256: the attested TLS key, see `bound_to`.
 
     Raises:
-        UsageError: `bad_authorization` if the header cannot be sent.
+        UsageError: `bad_authorization` if the header cannot be sent, `bad_model` if the model's name cannot.
     """
 
     url: str
@@ -57,6 +57,8 @@ class Server(msgspec.Struct, frozen=True):
                 "line and without spaces around it.",
                 code="bad_authorization",
             )
+        if self.model is not None and not has_utf8(self.model):
+            raise UsageError("The model's name cannot be encoded as UTF-8.", code="bad_model")
 
     def __repr__(self) -> str:
         return f"Server({host_of(self.url)!r}, algorithm={self.algorithm!r})"
@@ -80,6 +82,15 @@ class Server(msgspec.Struct, frozen=True):
 def before_v1(address: str) -> str:
     """Return a URL or path without a slash at its end, and without /v1: many write it too, since clients want it."""
     return _V1.sub("", address.rstrip("/"))
+
+
+def has_utf8(text: str) -> bool:
+    """Tell whether text can be encoded: what stands for a byte that was no UTF-8, or for half a character, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _can_be_sent(value: str | bytes) -> bool:

@@ -206,9 +206,9 @@ class VerifyingTransport(_Configured, _Transport):
         monotonic: seconds on a clock that is never set, for `max_age`.
 
     Raises:
-        UsageError: `bad_policy` if `trust` is neither; `bad_prefix` or `bad_proxy` if `prefix` or `proxy` can be none;
-            `two_ways` if both a transport and a proxy are given; `bad_transport` if the transport is of the other kind,
-            synchronous or not.
+        UsageError: `bad_policy` if `trust` is neither; `bad_model`, `bad_prefix` or `bad_proxy` if `model`, `prefix` or
+            `proxy` can be none; `two_ways` if both a transport and a proxy are given; `bad_transport` if the transport
+            is of the other kind, synchronous or not.
 
     Raises, from requests and from reading event streams:
         VerificationError: the server or the answer failed a check, and the code says which. Beside those of

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import msgspec
+
 from ..errors import UsageError, VerificationError
 from ..signing import SigningAlgorithm
 from ..text import signed_target
@@ -40,7 +42,7 @@ class Verifier:
     The arguments are those of `VerifyingTransport`.
 
     Raises:
-        UsageError: `bad_prefix`.
+        UsageError: `bad_model` or `bad_prefix`.
     """
 
     def __init__(
@@ -57,8 +59,7 @@ class Verifier:
         monotonic: Callable[[], float],
     ) -> None:
         self._trust: Final = trust
-        self._algorithm: Final[SigningAlgorithm] = algorithm
-        self._model: Final = model
+        self._anywhere: Final = Server("", algorithm=algorithm, model=model)
         self._prefix: Final = _usable(prefix)
         self._verified: Final = verified
         self._max_age: Final = max_age
@@ -90,7 +91,7 @@ class Verifier:
             )
         # A prefix may end in another /v1, which must not be taken for this one.
         base = f"{url.scheme}://{url.netloc.decode('ascii')}{self._prefix}/v1"
-        return Server(base, _authorization(request), self._algorithm, self._model)
+        return msgspec.structs.replace(self._anywhere, url=base, authorization=_authorization(request))
 
     def known(self, server: Server) -> Attestation | None:
         """Return the server's attestation, if it still serves."""

@@ -143,7 +143,10 @@ def verify(context: click.Context, /, url: str | None, offline: Path | None, *, 
         verdict = Verdict(str(offline), as_json=as_json)
         _conclude(verdict, lambda: _verify_file(verdict, offline, kept, policy))
     assert url is not None
-    server = Server(_address(url), _authorization(options["token_file"]), options["algorithm"], options["model"])
+    try:
+        server = Server(_address(url), _authorization(options["token_file"]), options["algorithm"], options["model"])
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
     collateral = None if options["collateral"] is None else _read(options["collateral"], parse_collateral)
     trust = Trust(policy or Policy(), collateral, _address(options["pccs"]))
     with _client() as client:
