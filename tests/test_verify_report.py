@@ -546,6 +546,13 @@ def test_an_unsafe_policy_accepts_a_simulated_report() -> None:
     assert failure(other, UnsafeSimulatedPolicy()) == ("nonce_mismatch", "key")
 
 
+@pytest.mark.parametrize("require_gpus", [True, False])
+def test_nothing_is_said_of_gpus_that_are_simulated(*, require_gpus: bool) -> None:
+    """The report has evidence, which was not looked at: that nothing of it is hardware says it all."""
+    verified = check(simulated(), UnsafeSimulatedPolicy(require_gpus=require_gpus), collateral=None)
+    assert not any("GPU" in item for item in verified.not_established)
+
+
 def test_an_unsafe_policy_checks_a_report_that_is_not_simulated() -> None:
     """It is lenient with what says that it is simulated, and with nothing else."""
     assert check(REPORT, UnsafeSimulatedPolicy()).tcb is not None

@@ -316,6 +316,8 @@ def verify_report(
     steps = run_steps(STEPS, evidence, passed)
     claims = evidence.claims
     ecdsa = claims.signing_algo == "ecdsa"
+    # Those of a simulated report are not looked at, whatever it has and the policy asks for.
+    no_gpus = () if claims.simulated else (_NO_GPUS,)
     return VerifiedReport(
         signing_algo=claims.signing_algo,
         signing_address=checksum_address(evidence.address) if ecdsa else evidence.address.hex(),
@@ -331,6 +333,6 @@ def verify_report(
             *_unpinned(policy),
             *((_CONNECTION_NOT_BOUND,) if spki_sha256 is None else ()),
             *_NEVER_ESTABLISHED,
-            *(_GPUS_NEVER_ESTABLISHED if evidence.gpus else (_NO_GPUS,)),
+            *(_GPUS_NEVER_ESTABLISHED if evidence.gpus else no_gpus),
         ),
     )
