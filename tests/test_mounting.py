@@ -134,6 +134,13 @@ def test_prefixes_that_can_be_written_in_several_ways(server: Kind, written: str
             assert backend.call.target == b"/v1/%73ome"
 
 
+def test_a_target_that_could_be_a_body_is_not_relayed(server: Kind) -> None:
+    """Some servers take one without a slash in front; signed, its text would be that of a body of these bytes."""
+    with mounted("starlette", server, lambda url: App(settings_for(url), pair=fixed_pair())) as running:
+        assert running.client.get(f"%2F{PREFIX[1:]}/v1/models").status == 400
+        assert running.backend.connections == 0
+
+
 def test_paths_outside_are_the_hosts(server: Kind) -> None:
     """What is not below the prefix never reaches the app."""
     with mounted("starlette", server, lambda url: App(settings_for(url), pair=fixed_pair())) as running:

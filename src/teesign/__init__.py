@@ -24,7 +24,7 @@ from .signing import (
     verify_ed25519,
 )
 from .sse import EventStreamScanner
-from .text import TextVersion, parse_signed_text, signed_text
+from .text import TextVersion, is_target, parse_signed_text, signed_text
 from .verify import (
     VerifiedAnswer,
     VerifiedExchange,
@@ -63,6 +63,7 @@ __all__ = [
     "VerifiedExchange",
     "__version__",
     "compose_hash",
+    "is_target",
     "parse_event_log",
     "parse_quote",
     "parse_signed_text",

@@ -44,13 +44,12 @@ from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
 from .signing import SignedChat, SigningPair
 from .sse import EventStreamScanner
-from .text import TextVersion, check_text_version, signed_target, signed_text
+from .text import TextVersion, check_text_version, is_target, signed_target, signed_text
 
 __all__ = ["Exchange", "SignedExchange"]
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _JSON_SPACE: Final = b" \t\n\r"
-_TARGET_BYTES: Final = re.compile(rb"[\x21-\x7e]*+")
 _ID_BYTES: Final = 12
 _ID_PREFIX: Final = re.compile(rf"[A-Za-z0-9._-]{{0,{MAX_STORED_ID - 1 - 2 * _ID_BYTES}}}")
 """What needs no escape in JSON nor in a path, and leaves room for the dash and the digits."""
@@ -92,15 +91,16 @@ class Exchange:
             characters of "._-", all of ASCII.
         random: returns that many unpredictable bytes, as `secrets.token_bytes` does; called twice at most.
         target: the raw request target, `path` or `path?query`, which stands for the body of a request without one
-            and is needed for no other. A `?` with nothing behind it does not count.
+            and is needed for no other. A `?` with nothing behind it does not count. It starts with "/" and has only
+            bytes from 0x21 to 0x7e: some servers let others through, whose text would be that of a body.
         text_version: the form of the signed text, see `teesign.text.signed_text`.
         model: the model's name, for text version "v2".
 
     Raises:
         UsageError: `bad_id_prefix` if the prefix is something else; `bad_random` if `random` returns anything but as
-            many bytes as it was asked for; `bad_target` if the target is not bytes; `bad_text_version` if there is no
-            such form; `bad_model` if version "v2" is to name a model, and the name is empty or cannot be encoded as
-            UTF-8.
+            many bytes as it was asked for; `bad_target` if the target is not bytes, or not such ones;
+            `bad_text_version` if there is no such form; `bad_model` if version "v2" is to name a model, and the name is
+            empty or cannot be encoded as UTF-8.
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
@@ -109,7 +109,7 @@ class Exchange:
         id_inserted: whether an id was spliced into the body, so that the digests and entity tags that the backend gives
             for it hold no more. Known with the first byte handed out.
         signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed,
-            as where the request's body could be a target: it starts with "/" and has only bytes from 0x21 to 0x7e.
+            as where the request's body could be a target.
     """
 
     __slots__ = (
@@ -149,8 +149,12 @@ class Exchange:
             raise UsageError(
                 'An id\'s prefix is at most 231 ASCII letters, digits and characters of "._-".', code="bad_id_prefix"
             )
-        if not isinstance(target, bytes):
-            raise UsageError("The target is bytes, as they stood in the request line.", code="bad_target")
+        if not isinstance(target, bytes) or (target and not is_target(target)):
+            raise UsageError(
+                'A target is bytes: "/", and behind it only those from 0x21 to 0x7e. What asks for another has to be '
+                "refused.",
+                code="bad_target",
+            )
         check_text_version(text_version, model)  # now, and not when all has been said
         self._pair = pair
         self._id_prefix = id_prefix
@@ -191,9 +195,9 @@ class Exchange:
         self._expect(_State.REQUEST)
         if chunk:
             if self._request_is_empty:
-                self._request_may_be_target = chunk.startswith(b"/")
-            if self._request_may_be_target:
-                self._request_may_be_target = _TARGET_BYTES.fullmatch(chunk) is not None
+                self._request_may_be_target = is_target(chunk)
+            elif self._request_may_be_target:
+                self._request_may_be_target = is_target(b"/" + chunk)
             self._request_is_empty = False
             self._request.update(chunk)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Final, Literal
 
 from .errors import UsageError, VerificationError
 
-__all__ = ["TextVersion", "check_text_version", "parse_signed_text", "signed_target", "signed_text"]
+__all__ = ["TextVersion", "check_text_version", "is_target", "parse_signed_text", "signed_target", "signed_text"]
 
 TextVersion = Literal["v1", "v2"]
 """The forms of the signed text, see `signed_text`."""
+
+_TARGET: Final = re.compile(rb"/[\x21-\x7e]*+")
 
 
 def signed_text(request_sha256: str, response_sha256: str, *, version: TextVersion = "v1", model: str = "") -> str:
@@ -28,6 +31,18 @@ def signed_text(request_sha256: str, response_sha256: str, *, version: TextVersi
     if version == "v1":
         return f"{request_sha256}:{response_sha256}"
     return f"{model}:{request_sha256}:{response_sha256}"
+
+
+def is_target(data: bytes) -> bool:
+    """Tell whether bytes are a target as it stands in a request line (RFC 3986, section 2), or could be one.
+
+    The text does not say whether a body or a target was hashed. So nothing else may be signed as a target, though some
+    servers let it through, and none of these as a body: else the answer to one could pass for the answer to the other.
+
+    Args:
+        data: a whole target, or a body.
+    """
+    return _TARGET.fullmatch(data) is not None
 
 
 def signed_target(target: bytes) -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import unquote
+
+from teesign import is_target
 
 from .errors import bad_request, method_not_allowed, not_found
 from .settings import Settings
@@ -173,7 +174,6 @@ _BELOW: Final = tuple(path for path in ADMINISTRATIVE_PATHS if path.endswith("/"
 _SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))  # RFC 9110 section 9.2.1
 
 _MAX_DECODINGS: Final = 5
-_TARGET: Final = re.compile(rb"[!\"$-~]+")
 
 
 def find_endpoint(path: str, raw_path: bytes) -> Endpoint:
@@ -219,9 +219,9 @@ def body_limit(endpoint: Endpoint, settings: Settings) -> int:
 
 
 def check_target(target: bytes) -> None:
-    """Refuse a target with bytes that no target has (RFC 3986 section 2): some servers let them through.
+    """Refuse a target that could not be signed for what it is, or has a fragment: some servers let such through.
 
-    One of them is `#`. A backend that takes what follows for a fragment sees another path than the one checked here.
+    A backend that takes what follows a `#` for a fragment sees another path than the one checked here.
 
     Args:
         target: `path` or `path?query` as it came.
@@ -229,8 +229,8 @@ def check_target(target: bytes) -> None:
     Raises:
         HttpError: 400.
     """
-    if not _TARGET.fullmatch(target):
-        raise bad_request("The request target holds bytes that must be percent-encoded")
+    if not is_target(target) or b"#" in target:
+        raise bad_request("The request target must be a path and query, percent-encoded")
 
 
 def check_backend_path(method: str, raw_path: bytes, *, allow_administrative: bool) -> None:
