@@ -685,7 +685,11 @@ def test_what_only_looks_like_white_space_before_an_object_is_not_collected() ->
         pytest.param(JSON, 200, b" [1]", True, id="JSON array"),
         pytest.param(JSON, 404, b'{"x":1}', True, id="an error"),
         pytest.param(EVENTS, 200, EVENT, False, id="event stream"),
-        pytest.param(JSON, 200, b'{"x":1}', False, id="JSON object"),
+        pytest.param(JSON, 200, b'{"x":1}', False, id="JSON object without an id"),
+        pytest.param(JSON, 200, b'{"id":"a"}', True, id="JSON object with an id"),
+        pytest.param(JSON, 200, b'{"id":7}', True, id="JSON object with what is no id"),
+        pytest.param(JSON, 200, b'{"x"', True, id="JSON that is cut off"),
+        pytest.param(JSON, 200, b" ", True, id="JSON of nothing"),
     ],
 )
 def test_the_declared_length_holds_where_no_byte_is_added_or_dropped(
@@ -694,7 +698,9 @@ def test_the_declared_length_holds_where_no_byte_is_added_or_dropped(
     """A gateway may announce the backend's length where `keeps_length` says so by the first byte handed out."""
     exchange = new_exchange()
     exchange.start_response(status, content_type)
-    exchange.receive_response(body)
+    if not exchange.receive_response(body):
+        assert exchange.keeps_length is False
+        exchange.end_response()
     assert exchange.keeps_length is keeps
 
 

@@ -104,8 +104,9 @@ class Exchange:
 
     Attributes:
         signature_id: the random id the signature will answer to: `sig-` and 32 hex digits.
-        keeps_length: whether the body is delivered in the length that the backend declared for it. Known from the head
-            on, or from the first byte handed out where the body is collected.
+        keeps_length: whether the body is delivered in the length that the backend declared for it; never said of an
+            event stream, which may go on behind its terminator. Known from the head on, or from the first byte handed
+            out where the body is collected.
         id_inserted: whether an id was spliced into the body, so that the digests and entity tags that the backend gives
             for it hold no more. Known with the first byte handed out.
         signed: the outcome, from the moment the response is whole; None before, and for ever if it is not signed,
@@ -350,6 +351,7 @@ class Exchange:
                 document = b"".join(self._collected)
                 self._collected[:] = [document]  # until it has its id: the random source may fail
                 out, chat_id = self._with_id(document)
+                self.keeps_length = not self.id_inserted
                 self._collected.clear()
                 self._response.update(out)
                 self._sign(chat_id)
