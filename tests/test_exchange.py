@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import sha256
@@ -831,6 +832,21 @@ def test_what_comes_before_a_json_object_takes_no_time(chunk: bytes) -> None:
     for _ in range(min(100_000, 2**24 // max(len(chunk), 1))):
         exchange.receive_response(chunk)
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("size", [0, 2, 7])
+def test_a_json_object_in_tiny_pieces_takes_little_memory(size: int) -> None:
+    """However a backend cuts it; a few times what its bytes take, and not forty bytes more for each piece."""
+    exchange = new_exchange()
+    exchange.start_response(200, JSON)
+    tracemalloc.start()
+    try:
+        exchange.receive_response(b"{")
+        for _ in range(100_000):
+            exchange.receive_response(b"x" * size)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 100_000 * size + 600_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content_type", [None, "application/json", "text/event-stream"])

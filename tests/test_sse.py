@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -392,6 +393,20 @@ def test_an_event_too_long_to_be_searched_has_no_id(
     stream = before + b'data: {"id":"a"}'.ljust(len(b"data: ") + 100 + beyond) + b'\n\ndata: {"id":"b"}\n\n'
     for chunks in ways_to_cut(stream):
         assert read(chunks) == Reading(stream, event_id, NEVER)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_an_event_in_tiny_pieces_takes_little_memory(size: int) -> None:
+    """Whoever is on the way may cut it so; a few times what its bytes take, and not forty bytes more for each piece."""
+    scanner = EventStreamScanner()
+    tracemalloc.start()
+    try:
+        scanner.feed(b"data: {")
+        for _ in range(100_000):
+            scanner.feed(b"x" * size)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 100_000 * size + 600_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("rest", [b"", b"data: [DONE]"])

@@ -42,6 +42,7 @@ import msgspec
 
 from .errors import MalformedError, UsageError
 from .identifiers import MAX_STORED_ID, read_id
+from .pieces import MANY, join_many
 from .signing import SignedChat, SigningPair
 from .sse import EventStreamScanner
 from .text import TextVersion, check_text_version, is_target, signed_target, signed_text
@@ -364,6 +365,8 @@ class Exchange:
     def _collect(self, chunk: bytes) -> bytes:
         """Keep a piece of a JSON body; or, when it turns out to open with something else than `{`, hand it all out."""
         self._collected.append(chunk)
+        if len(self._collected) > MANY:
+            join_many(self._collected)
         if not self._is_object:
             first = chunk.lstrip(_JSON_SPACE)[:1]  # what came before is white space
             self._is_object = first == b"{"

@@ -25,6 +25,7 @@ import re
 from typing import Final
 
 from .identifiers import read_id
+from .pieces import MANY, join_many
 
 __all__ = ["MAX_EVENT", "MAX_HELD", "EventStreamScanner"]
 
@@ -243,6 +244,8 @@ class EventStreamScanner:
                 self._data.clear()
             else:
                 self._data.append(piece)
+                if len(self._data) > MANY:
+                    join_many(self._data)
 
     def _end_event(self) -> None:
         if self._data:
