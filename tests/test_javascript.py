@@ -46,6 +46,7 @@ DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
 PAIR, OTHER = fixed_pair(), SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
 ADDRESSES = {"ecdsa": PAIR.identity("ecdsa").address, "ed25519": PAIR.identity("ed25519").address}
 SHORT = ("signature", "signing_address", "signing_algo")
+EXTRAS = ("signature_ecdsa", "signing_address_ecdsa", "signature_ed25519", "signing_address_ed25519")
 HIGHEST = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 Case = tuple[bytes, bytes, dict[str, Any], str]
@@ -84,12 +85,16 @@ GOOD: dict[str, tuple[dict[str, Any], str]] = {
         ADDRESSES["ecdsa"],
     ),
     "extras alone": (extras(FULL), ADDRESSES["ecdsa"]),
+    "null beside the extras": (extras(FULL) | dict.fromkeys(SHORT), ADDRESSES["ecdsa"]),
+    "extras are null": (without_extras(FULL) | dict.fromkeys(EXTRAS), ADDRESSES["ecdsa"]),
+    "the algorithm is null": (FULL | {"signing_algo": None}, ADDRESSES["ecdsa"]),
     "unknown members": (FULL | {"version": "2"}, ADDRESSES["ecdsa"]),
     "Ed25519": (ED25519, ADDRESSES["ed25519"]),
     "Ed25519 without extras": (without_extras(ED25519), ADDRESSES["ed25519"]),
     "Ed25519 of an answer for ECDSA": (FULL, ADDRESSES["ed25519"]),
 }
 
+MARKED = signed_text(*DIGESTS, version="v2", model="\ufffd")
 TAMPERED: dict[str, Case] = {
     "request": (REQUEST + b"\n", RESPONSE, FULL, ADDRESSES["ecdsa"]),
     "response": (REQUEST, RESPONSE[:-1], FULL, ADDRESSES["ecdsa"]),
@@ -97,6 +102,12 @@ TAMPERED: dict[str, Case] = {
     "address": (REQUEST, RESPONSE, FULL, OTHER.identity("ecdsa").address),
     "Ed25519 address": (REQUEST, RESPONSE, FULL, OTHER.identity("ed25519").address),
     "empty address": (REQUEST, RESPONSE, FULL, ""),
+    "half a pair, whose bytes would be those of a replacement": (
+        REQUEST,
+        RESPONSE,
+        without_extras(answer_of(PAIR, MARKED, "ed25519")) | {"text": MARKED.replace("\ufffd", "\ud800")},
+        ADDRESSES["ed25519"],
+    ),
     **{
         name: (REQUEST, RESPONSE, answer, ADDRESSES["ecdsa"])
         for name, answer in {
@@ -128,6 +139,10 @@ TAMPERED: dict[str, Case] = {
             "signature of zeros": FULL | {"signature": "0x" + "00" * 64 + "1b"},
             "Ed25519 signature too short": FULL | {"signature_ed25519": "11"},
             "Ed25519 address too short": FULL | {"signing_address_ed25519": "11"},
+            **{f"an empty {name} beside the extras": extras(FULL) | {name: ""} for name in SHORT},
+            "signature and address are empty": FULL | {"signature": "", "signing_address": ""},
+            "unknown algorithm beside the extras": extras(FULL) | {"signing_algo": "rsa"},
+            "signatures are null": {name: None if "signature" in name else FULL[name] for name in FULL},
             "Ed25519 address left out": {name: FULL[name] for name in FULL if name != "signing_address_ed25519"},
         }.items()
     },
@@ -139,11 +154,11 @@ def mutations(count: int) -> Iterator[Case]:
     source = random.Random(7)
     for _ in range(count):
         answer, address = source.choice(list(GOOD.values()))
-        name = source.choice([name for name in answer if name != "version"])
+        name = source.choice([name for name in answer if name != "version" and answer[name] is not None])
         place = source.randrange(len(answer[name]))
         changed = answer[name][:place] + source.choice("0123456789abcdefABCDEFx:") + answer[name][place + 1 :]
         yield REQUEST, RESPONSE, answer | {name: changed}, address
-        for spelling in (answer[name].upper(), answer[name].removeprefix("0x"), f"0x{answer[name]}"):
+        for spelling in (answer[name].upper(), answer[name].removeprefix("0x"), f"0x{answer[name]}", "", None):
             yield REQUEST, RESPONSE, answer | {name: spelling}, address
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ DIGESTS = sha256(REQUEST).hexdigest(), sha256(RESPONSE).hexdigest()
 PAIR, OTHER = fixed_pair(), SigningPair.from_secrets(b"\1" * 32, b"\2" * 32)
 FULL = PAIR.sign(signed_text(*DIGESTS)).answer()
 SHORT = ("signature", "signing_address", "signing_algo")
+EXTRAS = {name: FULL[name] for name in FULL if name not in SHORT}
 OTHER_CHAT = OTHER.sign(signed_text(*DIGESTS)).answer()
 
 
@@ -31,7 +32,7 @@ def basic(text: str, algorithm: SigningAlgorithm = "ecdsa") -> dict[str, str]:
 
 RECORDED: list[dict[str, Any]] = json.loads(Path(__file__).with_name("recorded_answers.json").read_text("utf-8"))
 ADDRESS = PAIR.identity("ecdsa").address
-FORMS: dict[str, dict[str, str]] = {
+FORMS: dict[str, Mapping[str, str | None]] = {
     "full": FULL,
     "without the extra members": basic(signed_text(*DIGESTS)),
     "three parts": basic(signed_text(*DIGESTS, version="v2", model="org/model:8b")),
@@ -40,7 +41,10 @@ FORMS: dict[str, dict[str, str]] = {
     "signature without 0x": FULL | {"signature": FULL["signature"][2:]},
     "v of 0 or 1": FULL | {"signature": f"{FULL['signature'][:-2]}{int(FULL['signature'][-2:], 16) - 27:02x}"},
     "without its algorithm": {key: FULL[key] for key in ("text", "signature", "signing_address")},
-    "the extra members alone": {key: FULL[key] for key in FULL if key not in SHORT},
+    "the extra members alone": EXTRAS,
+    "null beside the extra members": EXTRAS | dict.fromkeys(SHORT),
+    "extra members of null": basic(signed_text(*DIGESTS)) | dict.fromkeys(EXTRAS.keys() - {"text"}),
+    "without a name for its algorithm": FULL | {"signing_algo": None},
     "unknown members": FULL | {"version": "2"},
 }
 
@@ -139,6 +143,9 @@ def test_ed25519_verifies() -> None:
         pytest.param(basic(FULL["text"], "ed25519"), "identity_mismatch", id="only the other algorithm"),
         pytest.param(FULL | {"signature": OTHER_CHAT["signature_ecdsa"]}, "ecdsa_mismatch", id="another's signature"),
         pytest.param(FULL | {"signature": ""}, "bad_signature", id="empty signature"),
+        pytest.param(EXTRAS | {"signature": ""}, "identity_mismatch", id="empty signature beside the extra ones"),
+        pytest.param(EXTRAS | {"signing_address": ""}, "identity_mismatch", id="empty address beside the extra ones"),
+        pytest.param(FULL | {"signature": None}, "bad_signature", id="signature is null, and its address is not"),
         pytest.param(
             FULL | {"signature_ed25519": OTHER_CHAT["signature_ed25519"]}, "ed25519_mismatch", id="extra signature"
         ),

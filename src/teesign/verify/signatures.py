@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -41,12 +41,15 @@ class Signatures(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """The members that every server of this family answers with, and those that newer ones add."""
+    """The members that every server of this family answers with, and those that newer ones add.
+
+    One that is null is left out. One that is empty is there, and wrong.
+    """
 
     text: str
-    signature: str = ""
-    signing_address: str = ""
-    signing_algo: Literal["ecdsa", "ed25519"] = "ecdsa"
+    signature: str | None = None
+    signing_address: str | None = None
+    signing_algo: SigningAlgorithm | None = None
     signature_ecdsa: str | None = None
     signing_address_ecdsa: str | None = None
     signature_ed25519: str | None = None
@@ -60,7 +63,7 @@ def read_signatures(answer: Mapping[str, Any]) -> Signatures:
         answer: decoded JSON.
 
     Raises:
-        MalformedError: `bad_signature_answer` if it lacks a text, or a member is not text.
+        MalformedError: `bad_signature_answer` if it lacks a text, or another member is neither text nor null.
     """
     try:
         read = msgspec.convert(answer, _Answer)
@@ -68,13 +71,16 @@ def read_signatures(answer: Mapping[str, Any]) -> Signatures:
         raise MalformedError(
             "The signature endpoint's answer lacks a text, or its members are not text.", code="bad_signature_answer"
         ) from error
-    signatures = []
-    if read.signature or read.signing_address:
-        signatures.append(Signature(read.signing_algo, read.signature, read.signing_address))
-    if read.signature_ecdsa is not None or read.signing_address_ecdsa is not None:
-        signatures.append(Signature("ecdsa", read.signature_ecdsa or "", read.signing_address_ecdsa or ""))
-    if read.signature_ed25519 is not None or read.signing_address_ed25519 is not None:
-        signatures.append(Signature("ed25519", read.signature_ed25519 or "", read.signing_address_ed25519 or ""))
+    members: tuple[tuple[SigningAlgorithm, str | None, str | None], ...] = (
+        (read.signing_algo or "ecdsa", read.signature, read.signing_address),
+        ("ecdsa", read.signature_ecdsa, read.signing_address_ecdsa),
+        ("ed25519", read.signature_ed25519, read.signing_address_ed25519),
+    )
+    signatures = (
+        Signature(algorithm, value or "", address or "")
+        for algorithm, value, address in members
+        if value is not None or address is not None
+    )
     return Signatures(read.text, tuple(signatures))
 
 
