@@ -393,7 +393,7 @@ class Exchange:
         separator = b"" if _CLOSING.match(document, opening) else b","
         member = f'"id":"{chat_id}"'.encode() + separator
         self.id_inserted = True
-        return document[:opening] + member + document[opening:], chat_id
+        return b"".join((document[:opening], member, memoryview(document)[opening:])), chat_id
 
     def _random_hex(self, count: int) -> str:
         drawn = self._random(count)

@@ -271,6 +271,7 @@ ROWS: dict[str, Row] = {
         (
             f"{PROCESS}test_a_process_that_is_paused",
             "test_pools.py::test_a_pause_of_this_process_is_not_silence",
+            "test_pool.py::test_a_pause_of_this_process_is_not_a_backend_that_does_not_connect",
             f"{STALLS}test_a_pause_of_this_process_is_not_the_clients",
             "test_pool.py::test_an_old_connection_is_not_used_although_its_timer_is_late",
         ),
