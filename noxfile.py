@@ -25,6 +25,7 @@ SERVERS = ("hypercorn", "uvicorn")
 """Those that are not dependencies, and that users install themselves."""
 MUTATED = [
     "teesign.exchange.*",
+    "teesign.pieces.*",
     "teesign.signing.*",
     "teesign.sse.*",
     "teesign.text.*",

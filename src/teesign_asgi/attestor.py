@@ -222,9 +222,8 @@ async def _together(*calls: Callable[[], Any]) -> list[Any]:
         for index in range(len(calls)):
             group.start_soon(run, index)
     if failures:
-        # The error refers to this frame and to those of the calls. What they hold, megabytes of evidence, would stay
-        # until the collector runs: if they hold the error, and on asyncio if anyio has cancelled a call.
+        # The error refers to this frame, and this frame to the error: what is in it stays until the collector runs, and
+        # evidence has megabytes.
         results.clear()
-        del failures[1:]
-        raise failures.pop()
+        raise failures[0]
     return results

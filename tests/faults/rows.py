@@ -529,9 +529,22 @@ ROWS: dict[str, Row] = {
         ),
         FAR_END,
     ),
+    "large bodies": Row(
+        "what is large, or comes in tiny pieces, is kept, takes a multiple of its size, or holds up others",
+        (
+            "test_bodies.py::test_nothing_of_a_body_that_is_refused_is_kept",
+            "test_attestor.py::test_nothing_of_a_failed_collection_is_kept",
+            f"{RESOURCES}test_a_request_of_halves_of_pairs",
+            "test_http.py::test_a_body_in_tiny_pieces_takes_its_size",
+            "test_exchange.py::test_a_json_object_in_tiny_pieces_takes_little_memory",
+            "test_sse.py::test_an_event_in_tiny_pieces_takes_little_memory",
+            f"{RESPONSES}test_others_are_served_while_a_large_answer_is_finished",
+        ),
+    ),
     "another's answer": Row(
         "an answer to another request, or one of nobody's, passes for the one that was asked for",
         (
+            "test_exchange.py::test_a_target_that_could_be_a_body_is_refused",
             "test_observed.py::test_an_answer_to_nothing_of_a_request_is_refused",
             "test_verifying_transport.py::test_the_answer_to_a_request_that_was_not_sent_does_not_verify",
             "test_verifying_transport.py::test_a_redirect_does_not_lead_around_the_check",
