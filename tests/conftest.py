@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from servers import MAIN_KINDS, Kind, Stack, stack
 
+from teesign_asgi import upstream
+
 # How long an example takes, or the making of one, says something about the machine, not about the code.
 TIMELESS: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("teesign", **TIMELESS)
@@ -69,6 +71,12 @@ def proxy(shared_proxy: Stack) -> Stack:
     """The same proxy, whose backend answers with a small JSON object until a test has it do something else."""
     shared_proxy.backend.play(json_answer(b'{"id":"an-id"}'))
     return shared_proxy
+
+
+@pytest.fixture
+def slow_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the end of an idle connection shows, it counts as one; a busy machine may take its time."""
+    monkeypatch.setattr(upstream, "STALE_WINDOW", 30)
 
 
 @pytest.fixture

@@ -645,6 +645,7 @@ def test_a_stream_that_falls_silent(server: Kind) -> None:
         assert (b"data: 1\n\n" * 8).startswith(broken(proxy))
 
 
+@pytest.mark.usefixtures("slow_network")
 @pytest.mark.parametrize(
     ("path", "body", "content_type"),
     [
@@ -713,6 +714,7 @@ def test_a_connection_that_has_been_closed_before(server: Kind) -> None:
         assert len(proxy.backend.calls) == 5
 
 
+@pytest.mark.usefixtures("slow_network")
 def test_a_request_is_sent_again_only_once(server: Kind) -> None:
     """A backend that closes fresh connections too is gone, and is not asked a third time."""
     with stack(server) as proxy:

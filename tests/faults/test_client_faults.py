@@ -422,6 +422,7 @@ def test_other_streams_are_not_affected(running: Bench, fault: str) -> None:
 # --- connections of the pool that have ended
 
 
+@pytest.mark.usefixtures("slow_network")
 @pytest.mark.parametrize("how", ["end", "reset"])
 def test_an_idle_connection_that_ends_on_the_next_request(running: Bench, how: str) -> None:
     """A request over it is sent once more on a fresh one, silently, and answered once."""
@@ -441,6 +442,7 @@ def test_an_idle_connection_that_ends_on_the_next_request(running: Bench, how: s
         assert [call.connection is stale for call in running.backend.calls] == [True, False]
 
 
+@pytest.mark.usefixtures("slow_network")
 @pytest.mark.parametrize("how", ["end", "reset"])
 def test_idle_connections_that_have_ended_before(running: Bench, how: str) -> None:
     """Neither is missed by the next request."""
