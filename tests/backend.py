@@ -21,6 +21,7 @@ from typing import Self
 __all__ = [
     "Backend",
     "Call",
+    "Connection",
     "Script",
     "answer",
     "bytewise",

@@ -1,9 +1,10 @@
-"""What several test files share: ways of cutting bytes, and where the recorded evidence is."""
+"""What several test files share: ways of cutting bytes, of waiting, and where the recorded evidence is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def ways_to_cut(data: bytes) -> Iterator[list[bytes]]:
             yield [data[:position], data[position:]]
     else:
         yield [data[position : position + 4093] for position in range(0, len(data), 4093)]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition that has no event."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this did not happen in time"
+        time.sleep(0.01)
 
 
 def examples(many: int) -> int:

@@ -24,6 +24,7 @@ import pytest
 from backend import Backend
 from fake_agent import KEY, Fault, running_agent
 from servers import MAIN_KINDS, TOKEN, Kind, free_port, serve, settings_for
+from support import wait_until
 from test_contract_attestation import certificate
 from wire import Answer, Client
 
@@ -266,11 +267,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # it may go while one looks
         return False
-
-
-def wait_until(condition: Any, seconds: float = 30.0) -> None:
-    """Wait for a condition that has no event."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "this did not happen in time"
-        time.sleep(0.02)

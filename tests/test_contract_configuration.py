@@ -153,6 +153,7 @@ def test_idle_connections_are_counted_for_each_host(server: Kind) -> None:
         for _ in range(3):
             assert proxy.client.post(CHAT, b"{}").status == 200
             assert proxy.client.post("/v1/score", b"{}").status == 200
+            proxy.client.wait_until_idle()
         assert (proxy.backend.connections, other.connections) == (1, 1)
 
 

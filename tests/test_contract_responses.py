@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from backend import (
     Call,
+    Connection,
     Script,
     answer,
     bytewise,
@@ -57,6 +58,13 @@ def broken(proxy: Stack, target: str = CHAT, *, started: threading.Event | None 
     assert proxy.client.signature(own).status == 404
     error = raised.value
     return error.partial if isinstance(error, http.client.IncompleteRead) else b""
+
+
+def keep_a_connection(proxy: Stack) -> Connection:
+    """Have a request answered, and return the connection to the backend that is idle then."""
+    assert proxy.client.post(CHAT, REQUEST).status == 200
+    proxy.client.wait_until_idle()
+    return proxy.backend.call.connection
 
 
 # --- JSON
@@ -660,9 +668,8 @@ def test_a_connection_that_was_closed_while_idle(
 ) -> None:
     """A pooled connection that the backend has closed costs no error: a request that is there goes out once more."""
     with stack(server) as proxy:
-        assert proxy.client.post(CHAT, REQUEST).status == 200
         # It closes the kept connection as soon as the next request comes over it, without an answer.
-        stale = proxy.backend.call.connection
+        stale = keep_a_connection(proxy)
 
         def script(call: Call) -> None:
             call.read_body()
@@ -686,8 +693,7 @@ def test_a_stream_goes_over_a_connection_of_its_own(server: Kind, *, chunked_bod
     framing = ("Transfer-Encoding", "chunked") if chunked_body else ("Content-Length", str(len(body)))
     data = chunks_of(body, 100) if chunked_body else body
     with stack(server) as proxy:
-        assert proxy.client.post(CHAT, REQUEST).status == 200
-        kept = proxy.backend.next_call().connection
+        kept = keep_a_connection(proxy)
         proxy.backend.play(json_answer(b'{"id":"fresh"}'))
         with proxy.client.open("POST", "/v1/audio/transcriptions", [content_type, framing], data[:500]) as upload:
             call = proxy.backend.next_call()
@@ -718,7 +724,7 @@ def test_a_connection_that_has_been_closed_before(server: Kind) -> None:
 def test_a_request_is_sent_again_only_once(server: Kind) -> None:
     """A backend that closes fresh connections too is gone, and is not asked a third time."""
     with stack(server) as proxy:
-        assert proxy.client.post(CHAT, REQUEST).status == 200
+        keep_a_connection(proxy)
         proxy.backend.play(_closing)
         proxy.client.post(CHAT, REQUEST).assert_error(*SERVER_ERROR)
         assert len(proxy.backend.calls) == 2
@@ -729,7 +735,7 @@ def test_a_request_is_sent_again_only_once(server: Kind) -> None:
 def test_a_generation_is_not_run_twice(server: Kind) -> None:
     """A backend that has taken a request over a pooled connection and fails later is not asked again."""
     with stack(server) as proxy:
-        assert proxy.client.post(CHAT, REQUEST).status == 200
+        keep_a_connection(proxy)
 
         def script(call: Call) -> None:
             call.read_body()
@@ -745,7 +751,7 @@ def test_a_generation_is_not_run_twice(server: Kind) -> None:
 def test_a_response_that_has_begun_is_not_asked_for_again(server: Kind, said: bytes) -> None:
     """Bytes of a response have been read: the request is not sent again, pooled connection or not."""
     with stack(server) as proxy:
-        assert proxy.client.post(CHAT, REQUEST).status == 200
+        keep_a_connection(proxy)
 
         def script(call: Call) -> None:
             call.read_body()
@@ -762,6 +768,7 @@ def test_connections_to_the_backend_are_kept(proxy: Stack) -> None:
     proxy.backend.play(event_stream(b"data: [DONE]\n\n"))
     for _ in range(3):
         proxy.client.post(CHAT, REQUEST)
+        proxy.client.wait_until_idle()
     connections = {id(call.connection) for call in proxy.backend.calls}
     assert len(connections) <= 2
 

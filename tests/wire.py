@@ -20,6 +20,7 @@ from urllib.parse import quote
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from eth_account import Account
 from eth_account.messages import encode_defunct
+from support import wait_until
 
 __all__ = ["FRAMINGS", "Answer", "Client", "Conversation", "chunks_of", "multipart"]
 
@@ -208,6 +209,18 @@ class Client:
         """Send a POST request with a JSON body, and give its conversation."""
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         return self.open("POST", target, headers, body)
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over those of its labels that the name does not hold."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def wait_until_idle(self) -> None:
+        """Wait until the proxy is done with every response, and their connections to the backend are idle.
+
+        A client has the end of its answer somewhat earlier.
+        """
+        wait_until(lambda: self.metric("teesign_open_streams") == 0)
 
     def as_anyone(self) -> Client:
         """Return a client without a token."""

@@ -36,6 +36,7 @@ from backend import Backend, Call, Connection, Script, json_answer
 from fault_proxy import FaultProxy
 from raw_client import PATIENCE, RawResponse, Wire, connect, request_bytes
 from servers import TOKEN, Kind, serve, settings_for
+from support import wait_until
 from wire import Client, assert_signatures, sha256
 
 from teesign import Exchange
@@ -190,6 +191,7 @@ class Bench:
             calm: whether the proxy can be asked for a signature in the end.
         """
         self._assert_works()
+        self.wait_until_idle()
         baseline = self._settled()
         self.recorder.records.clear()
         self.backend.play(script or json_answer(b'{"ok":true}'))
@@ -224,6 +226,10 @@ class Bench:
         """Return the sum of a metric over its labels."""
         text = self.ask(request_bytes("GET", "/metrics")).body.decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    def wait_until_idle(self) -> None:
+        """Wait until the proxy is done with every response, as `Client.wait_until_idle`."""
+        wait_until(lambda: self.metric("teesign_open_streams") == 0)
 
     def _assert_works(self, dirty: tuple[Connection, ...] = ()) -> None:
         """Check that a good request is answered and signed, over a connection that is not one of these (I7, I4)."""

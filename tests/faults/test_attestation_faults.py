@@ -21,7 +21,8 @@ from backend import Backend, event_stream
 from fake_agent import KEY, Fault, running_agent
 from fault_bench import CHAT
 from servers import MAIN_KINDS, TOKEN, Kind, serve, settings_for
-from test_attested_server import WORKER, is_running, quoted, socket_path, wait_until
+from support import wait_until
+from test_attested_server import WORKER, is_running, quoted, socket_path
 from wire import Client
 
 from teesign import SigningPair, report_data
@@ -127,9 +128,10 @@ def test_a_worker_that_is_gone_between_reports(kind: Kind, socket_path: Path, en
     """A dead one is replaced without anybody noticing; a stopped one costs one report, and no chat."""
     with running_agent(socket_path), attesting(kind, socket_path) as (client, gpus, backend):
         assert client.get(f"{REPORT}?nonce={NONCE}").status == 200
-        assert gpus.pid is not None
-        os.kill(gpus.pid, end)
-        wait_until(lambda pid=gpus.pid: end is signal.SIGSTOP or not is_running(pid))
+        pid = gpus.pid
+        assert pid is not None
+        os.kill(pid, end)
+        wait_until(lambda: end is signal.SIGSTOP or not is_running(pid))
         begun = time.monotonic()
         status = client.get(f"{REPORT}?nonce={NONCE}").status
         assert status == 200 or end is signal.SIGSTOP

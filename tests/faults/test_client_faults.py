@@ -428,6 +428,7 @@ def test_an_idle_connection_that_ends_on_the_next_request(running: Bench, how: s
     """A request over it is sent once more on a fresh one, silently, and answered once."""
     with running.case() as case:
         running.client.post(CHAT, b"{}")
+        running.wait_until_idle()
         stale = running.backend.calls[-1].connection
 
         def script(call: Call) -> None:
@@ -448,6 +449,7 @@ def test_idle_connections_that_have_ended_before(running: Bench, how: str) -> No
     """Neither is missed by the next request."""
     with running.case() as case:
         running.client.post(CHAT, b"{}")
+        running.wait_until_idle()
         for link in [call.connection for call in running.backend.calls]:
             link.close(reset=how == "reset")
         case.exchange(chat_request(), "signed", body=None)
@@ -457,6 +459,7 @@ def test_a_generation_that_may_have_begun_is_not_run_twice(running: Bench) -> No
     """A connection of the pool that fails later than an idle one could is not replaced."""
     with running.case() as case:
         running.client.post(CHAT, b"{}")
+        running.wait_until_idle()
 
         def script(call: Call) -> None:
             call.read_body()
@@ -472,6 +475,7 @@ def test_half_an_answer_is_not_asked_for_again(running: Bench) -> None:
     """Something was received, so the request is not sent again, pooled connection or not."""
     with running.case() as case:
         running.client.post(CHAT, b"{}")
+        running.wait_until_idle()
 
         def script(call: Call) -> None:
             call.read_body()
