@@ -765,7 +765,12 @@ def test_a_response_that_has_begun_is_not_asked_for_again(server: Kind, said: by
 
 def test_connections_to_the_backend_are_kept(proxy: Stack) -> None:
     """Requests that follow each other share one connection, streams included."""
-    proxy.backend.play(event_stream(b"data: [DONE]\n\n"))
+
+    def script(call: Call) -> None:
+        call.read_body()
+        call.send(head(200, EVENTS, b"transfer-encoding: chunked") + chunked(b"data: [DONE]\n\n"))
+
+    proxy.backend.play(script)
     for _ in range(3):
         proxy.client.post(CHAT, REQUEST)
         proxy.client.wait_until_idle()
