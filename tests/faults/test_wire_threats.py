@@ -7,6 +7,7 @@ does not.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -109,11 +110,14 @@ what is malformed behind it, in the same read, and closes."""
 
 
 def answers(wire: Wire) -> list[RawResponse]:
-    """Return every answer that comes before the server ends the connection, or says nothing for a while."""
-    wire.socket.settimeout(0.3)
+    """Return every answer that comes before the server ends the connection, or begins none for a while.
+
+    One that has begun may take its time on a busy machine.
+    """
+    wire.socket.settimeout(PATIENCE)
     found: list[RawResponse] = []
-    with contextlib.suppress(TimeoutError, OSError):
-        while not wire.ended_by:
+    with contextlib.suppress(OSError):
+        while not wire.ended_by and (wire.unread or select.select([wire.socket], [], [], 0.3)[0]):
             response = wire.response()
             if response.status:
                 found.append(response)
