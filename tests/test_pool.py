@@ -332,6 +332,7 @@ async def test_connections_are_used_again_newest_first(ours: Pool) -> None:
         assert newest in backend.served
 
 
+@pytest.mark.usefixtures("slow_network")
 async def test_a_request_that_met_a_closed_connection_goes_over_a_fresh_one(ours: Pool) -> None:
     """Not over the next idle one: what had closed the first may have closed them all."""
     dying = in_turn(lambda served: served.answer(OK), Served.read, Served.reset)
@@ -348,12 +349,12 @@ async def test_a_request_that_met_a_closed_connection_goes_over_a_fresh_one(ours
 
 async def test_idle_connections_expire() -> None:
     """After their time, without any request; younger ones stay."""
-    ours = pool(idle_timeout=1.2)
+    ours = pool(idle_timeout=2.4)
     with RawBackend(always) as backend:
         async with anyio.create_task_group() as group:
             group.start_soon(fetch, ours, backend.url())
             group.start_soon(fetch, ours, backend.url())
-        await anyio.sleep(0.6)
+        await anyio.sleep(1.2)
         await fetch(ours, backend.url())
         await until(lambda: repr(ours) == "Pool(1 connections, 1 of them idle)")
         await until(lambda: repr(ours) == "Pool(0 connections, 0 of them idle)")

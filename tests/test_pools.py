@@ -416,16 +416,16 @@ async def test_a_pause_of_this_process_is_not_silence(upstream: AsyncRequestInte
 
     def script(served: Served) -> None:
         served.answer(OK[:-5])
-        time.sleep(0.6)
+        time.sleep(1.0)
         served.send(OK[-5:-2])
-        time.sleep(1.6)
+        time.sleep(2.7)
         served.send(OK[-2:])
         served.wait_until_gone()
 
     with RawBackend(script) as backend:
         async with anyio.create_task_group() as group:
-            group.start_soon(pause, 0.2, 1.4)
-            assert await fetch(upstream, backend.url(), timeout={"read": 1.0}) == (200, b"hello")
+            group.start_soon(pause, 0.3, 2.3)
+            assert await fetch(upstream, backend.url(), timeout={"read": 2.2}) == (200, b"hello")
 
 
 async def test_a_streamed_body_is_chunked(upstream: AsyncRequestInterface) -> None:
