@@ -1169,7 +1169,7 @@ def test_nobody_fails_for_anothers_token(middle: MiddleMan) -> None:
 
 def test_what_the_collateral_service_refuses_goes_for_every_token(middle: MiddleMan) -> None:
     """It gets none, so that whoever waits would ask in vain with another."""
-    waits, begun = threading.Event(), threading.Event()
+    waits, begun, comes = threading.Event(), threading.Event(), threading.Event()
 
     def refuse(call: Call) -> None:
         begun.set()
@@ -1188,8 +1188,10 @@ def test_what_the_collateral_service_refuses_goes_for_every_token(middle: Middle
         service.play(refuse)
         first = threads.submit(refused, TOKEN)
         assert begun.wait(20)
+        ask.event_hooks = {"request": [lambda _: comes.set()]}
         second = threads.submit(refused, SECOND_TOKEN)
-        time.sleep(0.2)  # until it waits; there is nothing to see of that
+        assert comes.wait(20)
+        time.sleep(0.5)  # until it waits; there is nothing more to see of that
         waits.set()
         first.result(20)
         second.result(20)
