@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import select
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +19,15 @@ import pytest
 from backend import Backend, Call, chunked, head, json_answer
 from processes import teesign_serve
 from raw_client import connect, connections, request_bytes
-from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, Stack, stack
+from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, Stack, settings_for, stack
 from wire import Conversation, chunks_of, multipart
 
+from teesign.testing import fixed_pair
+from teesign_asgi import App
 from teesign_asgi.errors import ClientStalledError
 from teesign_asgi.http import Reply, Request
 from teesign_asgi.stalls import PAUSE, StallWatch
+from teesign_asgi.tasks import run_while_connected
 from teesign_asgi.types import Message
 
 CHAT = "/v1/chat/completions"
@@ -276,6 +282,49 @@ async def test_a_pause_of_this_process_is_not_the_clients() -> None:
         await StallWatch(sending=SHORT, taking=SHORT).run(scope, request, reply, work())
 
 
+async def _cancelled_with(prompt: bytearray) -> None:
+    async def work() -> None:
+        assert prompt
+        await asyncio.sleep(1000)
+
+    async def receive() -> Message:
+        await asyncio.sleep(1000)
+        raise AssertionError
+
+    async def send(_: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request, reply = Request(scope, receive, bytes, 0), Reply(send, b"id", "POST")
+    watched = run_while_connected(request.wait_for_disconnect, work)
+    await StallWatch(sending=60, taking=60).run(scope, request, reply, watched)
+
+
+def test_nothing_of_a_cancelled_request_is_kept() -> None:
+    """A host that cancels a task need not ask it for its result, which refers to all that the task has held."""
+
+    class Prompt(bytearray):
+        """Bytes that can be referred to weakly."""
+
+    async def cancel() -> weakref.ref[Prompt]:
+        prompt = Prompt(b"secret")
+        task = asyncio.create_task(_cancelled_with(prompt))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await asyncio.wait([task])
+        return weakref.ref(prompt)
+
+    async def main() -> bool:
+        prompt = await cancel()
+        return prompt() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(main())
+    finally:
+        gc.enable()
+
+
 @pytest.mark.anyio
 async def test_a_client_that_does_not_take_the_head() -> None:
     """It has stopped as well: a server may keep the head until the response before it has been taken."""
@@ -291,6 +340,41 @@ async def test_a_client_that_does_not_take_the_head() -> None:
     with anyio.fail_after(10), pytest.raises(ClientStalledError) as caught:
         await StallWatch(sending=60, taking=0.1).run(scope, request, reply, reply.start(200, []))
     assert caught.value.part == "response"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "path", "token", "status"),
+    [
+        ("POST", CHAT, "", 401),
+        ("GET", CHAT, TOKEN, 405),
+        ("POST", CHAT, TOKEN, 400),
+        ("POST", "/shutdown", TOKEN, 404),
+        ("GET", "/v1/models", TOKEN, 500),
+    ],
+)
+async def test_a_client_that_does_not_take_an_error(method: str, path: str, token: str, status: int) -> None:
+    """It has stopped as one that does not take an answer: who has no token either cannot stay for ever."""
+    begun: list[int] = []
+    messages: list[Message] = [{"type": "http.request", "body": b"no JSON", "more_body": False}]
+
+    async def receive() -> Message:
+        if not messages:
+            await anyio.sleep_forever()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        begun.append(message["status"])
+        await anyio.sleep_forever()
+
+    app = App(settings_for("http://127.0.0.1:1", client_write_timeout=0.2), pair=fixed_pair())
+    await app.start()
+    scope = {"type": "http", "method": method, "path": path, "query_string": b""}
+    with anyio.fail_after(20):
+        await app({**scope, "headers": [(b"authorization", f"Bearer {token}".encode())]}, receive, send)
+    assert begun == [status]
+    assert app.is_idle
+    await app.aclose()
 
 
 @pytest.mark.anyio

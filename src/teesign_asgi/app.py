@@ -27,6 +27,7 @@ from .certificate import BoundCertificate, CertificateError
 from .client_connection import BreakOff, hang_up_at_exit
 from .drain import Drain
 from .errors import (
+    ClientStalledError,
     StartError,
     rate_limited,
     server_error,
@@ -270,7 +271,7 @@ class App:
             request.check_size(served.limit)
             await self._stalls.run(scope, request, reply, self._answer(request, reply, served, outcome))
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
-            await answer_failure(error, request, reply, outcome)
+            await self._answer_failure(scope, error, request, reply, outcome)
             if reply.status and not (reply.is_whole or outcome.stalled):
                 await self._break_off(scope, client_gone=outcome.client_gone)
         except BaseException as error:
@@ -283,6 +284,18 @@ class App:
         # Of those who have shown no token nothing is read that need not be.
         if is_trusted and reply.finished and not outcome.stalled and request.has_rest:
             await request.drop_rest()
+
+    async def _answer_failure(
+        self, scope: Scope, error: Exception, request: Request, reply: Reply, outcome: Outcome
+    ) -> None:
+        answering = answer_failure(error, request, reply, outcome)
+        if isinstance(error, ClientStalledError):  # its time is over, and its connection will be ended
+            await answering
+            return
+        try:
+            await self._stalls.run(scope, request, reply, answering)
+        except ClientStalledError as stalled:
+            outcome.stalled = stalled.part
 
     def _refuse_own_requests(self, request: Request) -> None:
         if any(self._instance in via for via in request.header_values(b"via")):

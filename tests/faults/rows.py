@@ -210,6 +210,7 @@ ROWS: dict[str, Row] = {
             f"{STALLS}test_a_client_that_stops_reading",
             f"{STALLS}test_a_client_that_reads_slowly",
             f"{STALLS}test_a_client_that_takes_less_than_the_kernel_makes_room_for",
+            f"{STALLS}test_a_client_that_does_not_take_an_error",
         ),
     ),
     "stream left": Row(
