@@ -190,6 +190,12 @@ MESSAGES: list[tuple[str, str]] = [
     ('{"messages":[{ "tool_calls" :\t[ \r\n] }]}', '{"messages":[{  }]}'),
     ('{"messages":[{"a":1 , "tool_calls": [ ] }]}', '{"messages":[{"a":1  }]}'),
     ('{"messages":[{ "tool_calls":[] , "a":1}]}', '{"messages":[{  "a":1}]}'),
+    # also where it takes several looks to find the comma
+    *(
+        (f'{{"messages":[{{"a":1,{" " * blanks}"tool_calls":[]}}]}}', '{"messages":[{"a":1}]}')
+        for blanks in (62, 63, 64, 65, 191, 192, 193, 100_000)
+    ),
+    (f'{{"messages":[{{{" " * 500}"tool_calls":[]}}]}}', f'{{"messages":[{{{" " * 500}}}]}}'),
     # in several messages
     (
         '{"messages":[{"tool_calls":[]},{"a":1,"tool_calls":[]},{"tool_calls":[1]}]}',
@@ -214,7 +220,7 @@ UNTOUCHED: list[str] = [
 ]
 
 
-@pytest.mark.parametrize(("before", "after"), MESSAGES)
+@pytest.mark.parametrize(("before", "after"), MESSAGES, ids=range(len(MESSAGES)))
 def test_empty_tool_calls_of_messages_are_removed(before: str, after: str) -> None:
     """With one comma, and with nothing else."""
     assert without_empty_tool_calls(before.encode()).decode() == after

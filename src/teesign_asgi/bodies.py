@@ -179,6 +179,7 @@ def _without_those_of_messages(body: bytes, candidates: list[re.Match[bytes]]) -
     numbered = _EMPTY_TOOL_CALLS.sub(lambda _: b'"tool_calls":[%d]' % next(numbers), body)
     messages = _chats.decode(numbered).messages
     meant = {bytes(message.tool_calls) for message in messages if message.tool_calls is not msgspec.UNSET}
+    had = _with_tool_calls(messages)
     pieces, position, removed = [], 0, 0
     for number, candidate in enumerate(candidates, first):
         if b"[%d]" % number in meant:
@@ -188,12 +189,23 @@ def _without_those_of_messages(body: bytes, candidates: list[re.Match[bytes]]) -
             removed += 1
     shortened = b"".join([*pieces, body[position:]])
     # A message that has the member twice would now show its other one, which the client may not have meant.
-    return shortened if _with_tool_calls(shortened) + removed == _with_tool_calls(body) else body
+    return shortened if _with_tool_calls(_chats.decode(shortened).messages) + removed == had else body
 
 
-def _with_tool_calls(body: bytes) -> int:
+def _with_tool_calls(messages: list[_Message]) -> int:
     """Count the messages that have the member."""
-    return sum(message.tool_calls is not msgspec.UNSET for message in _chats.decode(body).messages)
+    return sum(message.tool_calls is not msgspec.UNSET for message in messages)
+
+
+def _last_before(body: bytes, end: int) -> int:
+    """Return where the last byte before `end` stands that is no white space; looked for in growing steps."""
+    step = 64
+    while True:
+        start = max(0, end - step)
+        found = len(body[start:end].rstrip(_SPACE))
+        if found:
+            return start + found - 1
+        end, step = start, 2 * step
 
 
 def _with_one_comma(body: bytes, start: int, end: int) -> tuple[int, int]:
@@ -201,7 +213,5 @@ def _with_one_comma(body: bytes, start: int, end: int) -> tuple[int, int]:
     comma = _COMMA.match(body, end)
     if comma:
         return start, comma.end()
-    before = start - 1
-    while body[before] in _SPACE:
-        before -= 1
+    before = _last_before(body, start)
     return (before if body[before] == _COMMA_BYTE else start), end
