@@ -34,7 +34,7 @@ from raw_backend import (
 )
 
 from teesign_asgi.connection import Connection
-from teesign_asgi.framing import BrokenResponseError
+from teesign_asgi.framing import BrokenResponseError, ResponseParser
 from teesign_asgi.pool import Pool
 from teesign_asgi.upstream import Backend
 
@@ -314,6 +314,21 @@ async def test_nothing_of_a_request_that_failed_is_kept(
         with RawBackend(script) as backend:
             asked = await ask(backend.url())
             await until(lambda: asked() is None)
+    finally:
+        gc.enable()
+
+
+async def test_nothing_of_an_answer_that_is_left_is_kept(ours: Pool) -> None:
+    """What has come of it and was not taken goes with its connection, and not when the collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        with RawBackend(answers(OK[:-1])) as backend:
+            response = await ours.handle_async_request(httpcore.Request("GET", backend.url(), headers=[HOST]))
+            await response.aclose()
+            del response
+            await until(lambda: any(served.gone_at for served in backend.served))
+            assert not any(isinstance(each, ResponseParser) for each in gc.get_objects())
     finally:
         gc.enable()
 

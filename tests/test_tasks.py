@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -43,6 +45,32 @@ async def settle() -> None:
     """Let every other task go as far as it can."""
     for _ in range(10):
         await anyio.lowlevel.checkpoint()
+
+
+async def test_nothing_of_work_that_failed_is_kept() -> None:
+    """It goes with its error, and not when the collector finds it: a prompt may be in it."""
+
+    class Prompt:
+        """Something that can be referred to weakly."""
+
+    async def fail() -> weakref.ref[Prompt]:
+        prompt = Prompt()
+
+        async def work() -> None:
+            assert prompt is not None
+            await anyio.lowlevel.checkpoint()
+            raise ValueError
+
+        with contextlib.suppress(ValueError):
+            await run_while_connected(Client().wait_for_disconnect, work)
+        return weakref.ref(prompt)
+
+    gc.disable()
+    try:
+        prompt = await fail()
+        assert prompt() is None
+    finally:
+        gc.enable()
 
 
 async def test_work_that_ends_is_done() -> None:

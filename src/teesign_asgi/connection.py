@@ -190,7 +190,9 @@ class Connection(asyncio.BufferedProtocol):
             self._loop.call_soon(transport.abort)
 
     async def _close(self) -> None:
-        self._parser = None
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            parser.abandon()
         self.abort()
         await self._stop_sending()
         # Their tracebacks lead back here: circles in which the prompt and the client's connection would be kept.

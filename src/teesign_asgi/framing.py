@@ -164,6 +164,11 @@ class ResponseParser:
             raise BrokenResponseError("The backend ended the connection within its response.", "closed")
         self.complete = True
 
+    def abandon(self) -> None:
+        """Let go of what has come and of httptools' parser, which refers to this object; nothing more is to be fed."""
+        self._parser = None
+        self._pieces = []
+
     def take(self) -> bytes:
         """Return what has come of the body since the last call, in one piece."""
         pieces, self._pieces = self._pieces, []

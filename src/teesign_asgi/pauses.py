@@ -37,20 +37,21 @@ async def time_limit(seconds: float | None) -> AsyncGenerator[None, None]:
             yield
             return
         loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
-
-        def ends(due: float) -> None:
-            nonlocal timer
-            now = loop.time()
-            end = end_of_limit(due, now)
-            if end > now:
-                timer = loop.call_at(end, ends, end)
-            else:
-                limit.reschedule(now)
-
         due = loop.time() + seconds
-        timer = loop.call_at(due, ends, due)
+        timer: list[asyncio.TimerHandle] = []
+        timer.append(loop.call_at(due, _end, limit, due, timer))
         try:
             yield
         finally:
-            timer.cancel()
+            timer.pop().cancel()
+
+
+def _end(limit: asyncio.Timeout, due: float, timer: list[asyncio.TimerHandle]) -> None:
+    """End the limit whose timer has fired, or set another timer in its place."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    end = end_of_limit(due, now)
+    if end > now:
+        timer[0] = loop.call_at(end, _end, limit, end, timer)
+    else:
+        limit.reschedule(now)

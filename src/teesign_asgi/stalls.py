@@ -118,6 +118,7 @@ class StallWatch:
             raise ClientStalledError(entry.stalled) from None
         finally:
             self._open.discard(entry)
+            del task, entry  # which keep the error that the task ends with, and that leads back here
 
     async def _run_in_scope(self, scope: Scope, request: Request, reply: Reply, work: Awaitable[None]) -> None:
         with anyio.CancelScope() as cancellation:

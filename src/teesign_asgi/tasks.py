@@ -53,7 +53,7 @@ async def run_while_connected(
     except RuntimeError:
         await _run_in_nursery(wait_for_disconnect, work)
         return
-    task = asyncio.current_task()
+    task: asyncio.Task[Any] | None = asyncio.current_task()
     assert task is not None
     watcher: asyncio.Task[None] | None = None
     gone = False
@@ -63,7 +63,8 @@ async def run_while_connected(
         nonlocal gone
         await wait_for_disconnect()
         gone = True
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
     def start_watching() -> None:
         nonlocal watcher
@@ -82,6 +83,7 @@ async def run_while_connected(
             watcher.cancel()
         if gone:
             task.uncancel()
+        task = None  # it keeps the error that it ends with, and that leads back here
 
 
 async def _run_in_nursery(
@@ -103,7 +105,10 @@ async def _run_in_nursery(
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it leads back here: a circle in which the prompt would be kept
     if not finished:
         raise ClientDisconnectedError
 
