@@ -278,7 +278,10 @@ def test_no_target_chooses_the_host(running: Bench, decoy: socket.socket) -> Non
 
 @pytest.mark.parametrize(
     "target",
-    ["/v1/%2e%2e/x", "/v1/%252e%252e/x", "/v1/a%2fb", "/v1/a%5cb", "/v1/..;/x", "/v1/..;a=b/x", "/v1/a%00b", "/.."],
+    [
+        *("/v1/%2e%2e/x", "/v1/%252e%252e/x", "/v1/a%2fb", "/v1/a%5cb", "/v1/..;/x", "/v1/..;a=b/x", "/v1/a%00b"),
+        *("/..", "/sleep%0a", "/v1/load_lora_adapter%250A", "/a%0Db", "/a%7f"),
+    ],
 )
 def test_paths_that_mean_something_else_elsewhere(running: Bench, target: str) -> None:
     """They are refused, and the backend hears nothing."""
