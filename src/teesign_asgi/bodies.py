@@ -77,10 +77,13 @@ async def prepare_json(body: bytes, show: Callable[[bytes], object]) -> bytes:
         HttpError: 400; see `check_json_object`.
     """
     is_large = len(body) >= LARGE
-    # An error that a thread raises refers to itself, by the frame that waited for it: it would keep the body with it.
-    complaint = await anyio.to_thread.run_sync(_complaint, body) if is_large else _complaint(body)
-    if complaint:
-        raise bad_request(complaint)
+    if is_large:
+        # An error that a thread raises refers to itself, by the frame that waited for it, and would keep the body.
+        complaint = await anyio.to_thread.run_sync(_complaint, body)
+        if complaint:
+            raise bad_request(complaint)
+    else:
+        check_json_object(body)
     show(body)
     if is_large:
         await anyio.lowlevel.checkpoint()
