@@ -1,10 +1,13 @@
-"""What several test files share: ways of cutting bytes, of waiting, and where the recorded evidence is."""
+"""What several test files share: ways of cutting bytes, of waiting, of looking at memory; and the recorded evidence."""
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,6 +43,29 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "this did not happen in time"
         time.sleep(0.01)
+
+
+@contextmanager
+def peak_below(limit: int) -> Iterator[None]:
+    """Check that the block never holds more than this many bytes beyond what there was."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit, f"{peak} bytes"
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Have what refers to itself in a circle stay, so that the block sees whether there is any."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def examples(many: int) -> int:

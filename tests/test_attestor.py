@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from support import without_collector
 
 from teesign import GpuEvidence, Quote, SigningAlgorithm, SourceError, parse_quote, report_data
 from teesign.sources import Sources
@@ -366,13 +366,10 @@ async def test_nothing_of_a_failed_collection_is_kept(failing: int) -> None:
     setup.machine.quote = fail  # type: ignore[method-assign,assignment]  # the agent has gone
     if failing > 1:
         setup.machine.info = fail  # type: ignore[method-assign]
-    gc.disable()
-    try:
+    with without_collector():
         assert await setup.status(NONCE) == 500
         setup.failures.clear()
         assert [each() for each in collected] == [None]
-    finally:
-        gc.enable()
 
 
 async def test_one_more_than_may_wait_is_turned_away() -> None:

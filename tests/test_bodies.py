@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support import without_collector
 
 from teesign_asgi.bodies import (
     LARGE,
@@ -244,12 +244,9 @@ async def test_nothing_of_a_body_that_is_refused_is_kept(padding: int) -> None:
             return weakref.ref(error)
         raise AssertionError("it passed")
 
-    gc.disable()
-    try:
+    with without_collector():
         error = await refused()
         assert error() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.anyio

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import tracemalloc
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import sha256
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PLACES, cut, examples, ways_to_cut
+from support import PLACES, cut, examples, peak_below, ways_to_cut
 
 from teesign import Exchange, MalformedError, SignedExchange, UsageError, sse, verify_exchange
 from teesign.testing import counting_random, fixed_pair
@@ -839,14 +838,10 @@ def test_a_json_object_in_tiny_pieces_takes_little_memory(size: int) -> None:
     """However a backend cuts it; a few times what its bytes take, and not forty bytes more for each piece."""
     exchange = new_exchange()
     exchange.start_response(200, JSON)
-    tracemalloc.start()
-    try:
+    with peak_below(3 * 100_000 * size + 600_000):
         exchange.receive_response(b"{")
         for _ in range(100_000):
             exchange.receive_response(b"x" * size)
-        assert tracemalloc.get_traced_memory()[1] < 3 * 100_000 * size + 600_000
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content_type", [None, "application/json", "text/event-stream"])

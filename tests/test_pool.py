@@ -32,6 +32,7 @@ from raw_backend import (
     pause,
     until,
 )
+from support import without_collector
 
 from teesign_asgi.connection import Connection
 from teesign_asgi.framing import BrokenResponseError, ResponseParser
@@ -309,28 +310,20 @@ async def test_nothing_of_a_request_that_failed_is_kept(
                 await answer.aclose()
         return weakref.ref(request)
 
-    gc.disable()
-    try:
-        with RawBackend(script) as backend:
-            asked = await ask(backend.url())
-            await until(lambda: asked() is None)
-    finally:
-        gc.enable()
+    with without_collector(), RawBackend(script) as backend:
+        asked = await ask(backend.url())
+        await until(lambda: asked() is None)
 
 
 async def test_nothing_of_an_answer_that_is_left_is_kept(ours: Pool) -> None:
     """What has come of it and was not taken goes with its connection, and not when the collector runs."""
     gc.collect()
-    gc.disable()
-    try:
-        with RawBackend(answers(OK[:-1])) as backend:
-            response = await ours.handle_async_request(httpcore.Request("GET", backend.url(), headers=[HOST]))
-            await response.aclose()
-            del response
-            await until(lambda: any(served.gone_at for served in backend.served))
-            assert not any(isinstance(each, ResponseParser) for each in gc.get_objects())
-    finally:
-        gc.enable()
+    with without_collector(), RawBackend(answers(OK[:-1])) as backend:
+        response = await ours.handle_async_request(httpcore.Request("GET", backend.url(), headers=[HOST]))
+        await response.aclose()
+        del response
+        await until(lambda: any(served.gone_at for served in backend.served))
+        assert not any(isinstance(each, ResponseParser) for each in gc.get_objects())
 
 
 async def test_connections_are_used_again_newest_first(ours: Pool) -> None:

@@ -33,15 +33,20 @@ def test_no_byte_is_handed_out_twice(counts: list[int]) -> None:
         position = fetched.index(piece, position) + count
 
 
-def test_many_ids_take_one_fetch() -> None:
-    """That is what it is for."""
+def supply_and_fetches() -> tuple[RandomSupply, list[int]]:
+    """Return a supply, and how many bytes it has fetched at each time."""
     fetches: list[int] = []
 
     def source(count: int) -> bytes:
         fetches.append(count)
         return secrets.token_bytes(count)
 
-    supply = RandomSupply(source)
+    return RandomSupply(source), fetches
+
+
+def test_many_ids_take_one_fetch() -> None:
+    """That is what it is for."""
+    supply, fetches = supply_and_fetches()
     ids = {supply(16) for _ in range(100)}
     assert len(ids) == 100
     assert len(fetches) == 1
@@ -49,13 +54,7 @@ def test_many_ids_take_one_fetch() -> None:
 
 def test_other_threads_take_nothing_of_what_was_fetched() -> None:
     """Two threads could be given the same bytes; a thread that works for a request gets its own from the source."""
-    fetches: list[int] = []
-
-    def source(count: int) -> bytes:
-        fetches.append(count)
-        return secrets.token_bytes(count)
-
-    supply = RandomSupply(source)
+    supply, fetches = supply_and_fetches()
     first = supply(16)
     with ThreadPoolExecutor(1) as other:
         assert len(other.submit(supply, 12).result()) == 12

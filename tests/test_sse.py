@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PLACES, cut, examples, ways_to_cut
+from support import PLACES, cut, examples, peak_below, ways_to_cut
 
 from teesign import EventStreamScanner, sse
 
@@ -399,14 +398,10 @@ def test_an_event_too_long_to_be_searched_has_no_id(
 def test_an_event_in_tiny_pieces_takes_little_memory(size: int) -> None:
     """Whoever is on the way may cut it so; a few times what its bytes take, and not forty bytes more for each piece."""
     scanner = EventStreamScanner()
-    tracemalloc.start()
-    try:
+    with peak_below(3 * 100_000 * size + 600_000):
         scanner.feed(b"data: {")
         for _ in range(100_000):
             scanner.feed(b"x" * size)
-        assert tracemalloc.get_traced_memory()[1] < 3 * 100_000 * size + 600_000
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("rest", [b"", b"data: [DONE]"])

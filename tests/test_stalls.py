@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import select
 import socket
 import sys
@@ -20,6 +19,7 @@ from backend import Backend, Call, chunked, head, json_answer
 from processes import teesign_serve
 from raw_client import connect, connections, request_bytes
 from servers import ALL_KINDS, MAIN_KINDS, TOKEN, Kind, Stack, settings_for, stack
+from support import without_collector
 from wire import Conversation, chunks_of, multipart
 
 from teesign.testing import fixed_pair
@@ -318,11 +318,8 @@ def test_nothing_of_a_cancelled_request_is_kept() -> None:
         prompt = await cancel()
         return prompt() is None
 
-    gc.disable()
-    try:
+    with without_collector():
         assert asyncio.run(main())
-    finally:
-        gc.enable()
 
 
 @pytest.mark.anyio

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import weakref
 from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.lowlevel
 import pytest
+from support import without_collector
 
 from teesign_asgi import tasks
 from teesign_asgi.errors import ClientDisconnectedError
@@ -65,12 +65,9 @@ async def test_nothing_of_work_that_failed_is_kept() -> None:
             await run_while_connected(Client().wait_for_disconnect, work)
         return weakref.ref(prompt)
 
-    gc.disable()
-    try:
+    with without_collector():
         prompt = await fail()
         assert prompt() is None
-    finally:
-        gc.enable()
 
 
 async def test_work_that_ends_is_done() -> None:

@@ -22,7 +22,7 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 from support import wait_until
 
-__all__ = ["FRAMINGS", "Answer", "Client", "Conversation", "chunks_of", "multipart"]
+__all__ = ["FRAMINGS", "Answer", "Client", "Conversation", "chunks_of", "multipart", "sum_of_metric"]
 
 TIMEOUT = float(os.environ.get("TEESIGN_TEST_PATIENCE", "60"))
 
@@ -134,6 +134,11 @@ class Conversation:
         self.socket.close()
 
 
+def sum_of_metric(exposition: bytes, name: str) -> float:
+    """Return the sum of a metric over those of its labels that the name does not hold."""
+    return sum(float(line.split()[-1]) for line in exposition.decode().splitlines() if line.startswith(name))
+
+
 class Client:
     """Talks to the proxy, on a new connection for each request.
 
@@ -212,8 +217,7 @@ class Client:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over those of its labels that the name does not hold."""
-        lines = self.get("/metrics").body.decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+        return sum_of_metric(self.get("/metrics").body, name)
 
     def wait_until_idle(self) -> None:
         """Wait until the proxy is done with every response, and their connections to the backend are idle.

@@ -37,7 +37,7 @@ from fault_proxy import FaultProxy
 from raw_client import PATIENCE, RawResponse, Wire, connect, request_bytes
 from servers import TOKEN, Kind, serve, settings_for
 from support import wait_until
-from wire import Client, assert_signatures, sha256
+from wire import Client, assert_signatures, sha256, sum_of_metric
 
 from teesign import Exchange
 from teesign.testing import fixed_pair
@@ -224,8 +224,7 @@ class Bench:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels."""
-        text = self.ask(request_bytes("GET", "/metrics")).body.decode()
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+        return sum_of_metric(self.ask(request_bytes("GET", "/metrics")).body, name)
 
     def wait_until_idle(self) -> None:
         """Wait until the proxy is done with every response, as `Client.wait_until_idle`."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 from fault_bench import CANARY, CHAT
 from servers import TOKEN, settings_for
+from support import peak_below
 
 from teesign import Exchange
 from teesign.testing import fixed_pair
@@ -22,19 +22,6 @@ from teesign_asgi.guards import MAX_CLIENTS, RateLimiter
 from teesign_asgi.types import Message
 
 MIB = 1 << 20
-
-
-@contextmanager
-def peak_below(limit: int) -> Iterator[None]:
-    """Check that the block never holds more than this many bytes beyond what there was."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < limit, f"{peak} bytes"
 
 
 # --- JSON made to be expensive
